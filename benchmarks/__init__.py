@@ -1,0 +1,1 @@
+"""Benchmarks of Halfstep against its peers: networks, data, peers, measurements."""

@@ -1,0 +1,72 @@
+"""Every method and every target, as data: the only registry.
+
+The command line, the documentation's index and the conformance tests are generated from this
+table. A new method is one file and one line here; so is a new target.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from halfstep.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method or target.
+
+    Attributes:
+        family: "calibrator", "quantizer", "recipe" or "target".
+        name: as users write it.
+        where: ``"module:attribute"`` below ``halfstep``; imported when it is first used.
+        summary: one line.
+        source: the publication or document that defines it.
+    """
+
+    family: str
+    name: str
+    where: str
+    summary: str
+    source: str = ""
+
+    def load(self) -> Any:
+        """The object itself."""
+        module, _, attribute = self.where.partition(":")
+        return getattr(import_module(f"halfstep.{module}"), attribute)
+
+
+_JACOB = "Jacob et al. 2018, arXiv 1712.05877"
+_WU = "Wu et al. 2020, arXiv 2004.09602"
+_NAGEL = "Nagel et al. 2021, arXiv 2106.08295"
+_KRISHNAMOORTHI = "Krishnamoorthi 2018, arXiv 1806.08342"
+
+# fmt: off
+CATALOG = (
+    Entry("calibrator", "minmax", "quant.calibrators.minmax:MinMax", "smallest and largest value", _WU),
+    Entry("calibrator", "ema", "quant.calibrators.ema:Ema", "moving average of batch minima and maxima", _JACOB),
+    Entry("calibrator", "percentile", "quant.calibrators.percentile:Percentile", "cut the tails of |x|", _WU),
+    Entry("calibrator", "entropy", "quant.calibrators.entropy:Entropy", "least KL divergence", _WU),
+    Entry("calibrator", "mse", "quant.calibrators.mse:Mse", "least squared error", _NAGEL),
+    Entry("quantizer", "ste", "quant.quantizers.ste:StraightThrough", "fixed range, straight-through gradient", _KRISHNAMOORTHI),
+    Entry("recipe", "ptq", "recipes.ptq:ptq", "fold, calibrate, lower", _KRISHNAMOORTHI),
+    Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "ONNX Runtime, x86-64 with VNNI", "measured, docs/arithmetic.md"),
+    Entry("target", "reference", "targets.reference:TARGET", "the engine alone, 2 to 16 bits", "docs/arithmetic.md"),
+)
+# fmt: on
+
+
+def family(name: str) -> dict[str, Entry]:
+    """All entries of a family, by name."""
+    return {entry.name: entry for entry in CATALOG if entry.family == name}
+
+
+def find(family_name: str, name: str) -> Any:
+    """The object called ``name`` in a family.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    entries = family(family_name)
+    if name not in entries:
+        raise unknown_name(family_name, name, entries)
+    return entries[name].load()

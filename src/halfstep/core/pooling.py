@@ -1,0 +1,80 @@
+"""Averages of codes: the formulas of the runtimes.
+
+``total`` is the exact integer sum of ``codes - zero_point`` over the window, ``count`` the number
+of summed values. All return unbounded codes; the caller clamps.
+
+Worked example, codes 3, 4, 4, 5 with zero point 0 and equal scales: the sum is 16, the mean 4 in
+every formula. Codes 3, 4: the mean 3.5 is a tie, 4 for all that round half to even or away from 0.
+
+>>> import numpy as np
+>>> s = np.float32(0.1)
+>>> [int(f(np.asarray([16]), 4, s, s, 0, 0)[0]) for f in MEAN.values()]
+[4, 4, 4]
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from halfstep.core.requant import (
+    Array,
+    Scale,
+    fixed_point_multiplier,
+    like,
+    multiply_double_rounding,
+    truncating_divide,
+)
+
+
+def mean_divided_scale(
+    total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
+) -> Array:
+    """ONNX Runtime's global average pool: ``rint(f32(S) * f32(s_in / f32(s_out * n))) + z``."""
+    xp = array_namespace(total)
+    multiplier = np.float32(scale_in) / (np.float32(scale_out) * np.float32(count))
+    return xp.round(xp.astype(total, xp.float32) * like(multiplier, total, "float32")) + zero_out
+
+
+def mean_offset_inside(
+    total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
+) -> Array:
+    """XNNPACK: ``rint(f32(f32(S * m) + z))``, ``m = f32(f32(s_in / s_out) * f32(1 / n))``."""
+    xp = array_namespace(total)
+    ratio = np.float32(scale_in) / np.float32(scale_out)
+    multiplier = ratio * (np.float32(1) / np.float32(count))
+    scaled = xp.astype(total, xp.float32) * like(multiplier, total, "float32")
+    return xp.round(scaled + np.float32(zero_out).item())
+
+
+def mean_double_rounding(
+    total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
+) -> Array:
+    """LiteRT's reference kernel: the 31-bit multiplier is divided by ``n`` after a left shift.
+
+    The shift ``k`` is the largest that keeps the quotient within 31 bits: at most 32, at most
+    ``31 + shift``, and at most the number of bits in ``n`` below its leading one.
+    """
+    xp = array_namespace(total)
+    ratio = np.float64(scale_in) / np.float64(scale_out)
+    q, shift = (int(part) for part in fixed_point_multiplier(ratio))
+    k = min(count.bit_length() - 1, 32, 31 + shift)
+    multiplier, exponent = like((q << k) // count, total, "int64"), like(shift - k, total, "int64")
+    return multiply_double_rounding(xp.astype(total, xp.int64), multiplier, exponent) + zero_out
+
+
+def average_half_away(
+    total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
+) -> Array:
+    """LiteRT's average pool: raw codes averaged half away from zero; equal grids in and out."""
+    xp = array_namespace(total)
+    raw = xp.astype(total, xp.int64) + count * zero_in
+    half = xp.where(raw >= 0, count // 2, -(count // 2))
+    return truncating_divide(raw + half, count)
+
+
+MEAN: dict[str, Callable[..., Array]] = {
+    "divided_scale": mean_divided_scale,
+    "offset_inside": mean_offset_inside,
+    "double_rounding": mean_double_rounding,
+}

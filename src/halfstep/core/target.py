@@ -1,0 +1,114 @@
+"""A target as a table: which operations it runs how, on which types, by which formulas."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from halfstep.core.execution import Execution
+from halfstep.core.qtype import QType
+from halfstep.core.spec import QuantSpec
+from halfstep.errors import PlanError
+
+
+@dataclass(frozen=True)
+class OpFacts:
+    """What a rule may look at when it accepts or refuses one operation.
+
+    Attributes:
+        kind: its name in the op table.
+        attrs: its attributes.
+        shapes: the shapes of its inputs, ``BATCH`` where a size depends on the batch.
+        constants: for each input, whether it is a constant.
+    """
+
+    kind: str
+    attrs: Mapping[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+    constants: tuple[bool, ...]
+
+
+def always(facts: OpFacts) -> str:
+    """Accept every operation."""
+    del facts
+    return ""
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """How a target runs one kind of operation.
+
+    Attributes:
+        execution: how it runs, if ``refuses`` finds nothing against it.
+        formula: the name of the requantization formula, in the kernel's table.
+        reason: why it is not on an integer kernel; empty if it is.
+        refuses: returns the reason why an operation of this kind must stay float, or "".
+    """
+
+    execution: Execution
+    formula: str | None = None
+    reason: str = ""
+    refuses: Callable[[OpFacts], str] = always
+
+
+@dataclass(frozen=True)
+class Target:
+    """One way to run a quantized model.
+
+    Attributes:
+        name: as users write it.
+        title: one line for listings.
+        rules: by kind of operation; a kind that is not here stays float.
+        activation: the type of activations, unless a plan says otherwise.
+        weight: the type of weights, unless a plan says otherwise.
+        activation_bits: fewest and most bits of an activation.
+        weight_bits: fewest and most bits of a weight.
+        quantize_formula: how the runtime quantizes real inputs.
+        integer_only: float operations are refused by name.
+        artifact: the file that it reads, such as ``"model.onnx"``; ``None`` for the engine alone.
+        export: ``"module:function"`` that writes the artifact from a program.
+        run: ``"module:function"`` that opens the artifact for running.
+    """
+
+    name: str
+    title: str
+    rules: Mapping[str, OpRule]
+    activation: QType
+    weight: QType
+    activation_bits: tuple[int, int]
+    weight_bits: tuple[int, int]
+    quantize_formula: str = "division"
+    integer_only: bool = False
+    artifact: str | None = None
+    export: str | None = None
+    run: str | None = None
+    fused_activations: frozenset[str] = field(default_factory=lambda: frozenset({"relu", "clamp"}))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", MappingProxyType(dict(self.rules)))
+
+    def check_activation(self, site: str, spec: QuantSpec) -> None:
+        """Raise ``PlanError`` unless the target runs activations of this spec."""
+        low, high = self.activation_bits
+        if not low <= spec.qtype.bits <= high or spec.axis is not None:
+            raise PlanError(
+                f"{site}: asked for {spec}; target '{self.name}' accepts activations of {low} to "
+                f"{high} bits, per-tensor. {self._way_out(site, self.activation)}"
+            )
+
+    def check_weight(self, site: str, spec: QuantSpec, axis: int) -> None:
+        """Raise ``PlanError`` unless the target runs weights of this spec."""
+        low, high = self.weight_bits
+        fits = low <= spec.qtype.bits <= high and spec.qtype.signed and spec.symmetric
+        if not fits or spec.axis not in (None, axis):
+            raise PlanError(
+                f"{site}: asked for {spec}; target '{self.name}' accepts signed symmetric weights "
+                f"of {low} to {high} bits, per-tensor or per-channel (axis {axis}). "
+                f"{self._way_out(site, self.weight)}"
+            )
+
+    def _way_out(self, site: str, qtype: QType) -> str:
+        return (
+            f"Change the plan with plan.edit({site!r}, qtype={qtype.name!r}), keep the operation "
+            f"in float with plan.keep_float(...), or see what it accepts: halfstep list targets"
+        )

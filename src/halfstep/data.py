@@ -1,0 +1,58 @@
+"""Batches as users have them, brought into one form."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfstep.errors import DataError
+
+Batch = tuple[tuple[Tensor, ...], Tensor | None]
+LABELS = ("labels", "label", "targets", "target")
+
+
+def batches(data: Iterable[Any], inputs: Sequence[str]) -> Iterator[Batch]:
+    """Inputs, and labels where there are any, of every batch.
+
+    A batch may be a tensor; a tuple or list of the inputs, with or without the labels at its end;
+    or a dict by input name, with or without ``"labels"``. Arrays of numpy count as tensors.
+
+    Raises:
+        DataError: a batch of another form, or no batch at all.
+    """
+    empty = True
+    for index, batch in enumerate(data):
+        empty = False
+        yield _batch(batch, inputs, index)
+    if empty:
+        raise DataError("the data has no batch: it is empty, or an iterator that was used before")
+
+
+def _batch(batch: Any, inputs: Sequence[str], index: int) -> Batch:
+    if isinstance(batch, Mapping):
+        missing = [name for name in inputs if name not in batch]
+        if missing:
+            raise DataError(f"batch {index}: no {missing}; it has {sorted(map(str, batch))}")
+        values = [batch[name] for name in inputs]
+        labels = next((batch[name] for name in LABELS if name in batch), None)
+    elif isinstance(batch, tuple | list):
+        if len(batch) not in (len(inputs), len(inputs) + 1):
+            raise DataError(
+                f"batch {index}: asked for {len(inputs)} inputs ({', '.join(inputs)}), with or "
+                f"without labels; found {len(batch)} values"
+            )
+        values = list(batch[: len(inputs)])
+        labels = batch[-1] if len(batch) > len(inputs) else None
+    else:
+        values, labels = [batch], None
+    tensors = tuple(_tensor(value, name, index) for name, value in zip(inputs, values, strict=True))
+    return tensors, None if labels is None else torch.as_tensor(labels)
+
+
+def _tensor(value: Any, name: str, index: int) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = type(value).__name__
+        raise DataError(f"{name}:in: batch {index}: asked for a tensor, found {found}") from error

@@ -1,0 +1,69 @@
+"""Every error that Halfstep raises on purpose.
+
+    HalfstepError
+    ├── CaptureError      the model cannot be captured
+    ├── PlanError         a plan asks for what the target, or the graph, does not have
+    ├── DataError         a batch, a loader or a file of data is not what was asked for
+    ├── CalibrationError  a range could not be found
+    ├── LowerError        a quantized graph cannot become an integer program
+    ├── ProgramError      an integer program breaks its specification
+    ├── ExportError       an artifact could not be written
+    ├── RuntimeUnavailableError  an optional package or program is missing
+    └── UnknownNameError  a name that is in no catalog
+
+A message names the site first, so that logs sort, then what was asked, what was found, and what
+to do.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HalfstepError(Exception):
+    """The root of all errors below."""
+
+
+class CaptureError(HalfstepError):
+    """The model cannot be captured; the message names the source line and what to change."""
+
+
+class PlanError(HalfstepError):
+    """A plan asks for something that the target does not accept, or for an unknown site."""
+
+
+class DataError(HalfstepError):
+    """Data of the wrong shape, dtype or value; the message names the batch and the site."""
+
+
+class CalibrationError(HalfstepError):
+    """A site got no usable range."""
+
+
+class LowerError(HalfstepError):
+    """A quantized graph has no integer program for its target."""
+
+
+class ProgramError(HalfstepError):
+    """An integer program violates its specification: a bug of the producer, never of the data."""
+
+
+class ExportError(HalfstepError):
+    """An artifact could not be written; nothing half-written is left behind."""
+
+
+class RuntimeUnavailableError(HalfstepError):
+    """An optional package or program is missing; the message says which extra to install."""
+
+
+class UnknownNameError(HalfstepError):
+    """A name that no catalog, table or graph knows."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for ``name``, with the nearest known names as a suggestion."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return UnknownNameError(
+        f"unknown {what} {name!r}: {hint or 'known are ' + ', '.join(names or ['none'])}"
+    )

@@ -1,0 +1,131 @@
+"""Find the ranges: weights from themselves, activations by watching data flow through."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from halfstep.catalog import find
+from halfstep.core.grid import Affine
+from halfstep.core.spec import QuantSpec
+from halfstep.data import batches
+from halfstep.errors import CalibrationError, DataError
+from halfstep.graph.insert import QuantizedModel, check_batch
+from halfstep.graph.match import Unit
+from halfstep.graph.placement import is_weighted
+from halfstep.progress import Progress, silent
+from halfstep.quant.bias import widen_for_bias
+from halfstep.quant.calibrators.base import Calibrator
+from halfstep.quant.quantizer import Quantizer
+
+
+def calibrate(
+    model: QuantizedModel,
+    data: Iterable[Any],
+    *,
+    calibrator: str | None = None,
+    progress: Progress = silent,
+) -> int:
+    """Give every quantizer of ``model`` its grid; return the number of samples seen.
+
+    Activations are watched in the float model, each batch once, nothing of it kept.
+
+    Args:
+        model: from ``prepare``.
+        data: batches; see ``halfstep.data.batches``.
+        calibrator: overrides that of the plan, for all activations.
+        progress: wraps the batches; shows how far it is.
+
+    Raises:
+        DataError: an empty loader, or a batch of a wrong shape, dtype or value.
+        CalibrationError: a site without a usable range.
+    """
+    weights = {model.units.sites[unit.weight] for unit in _weighted(model) if unit.weight}
+    watching = [q for q in model.quantizers() if q.site not in weights]
+    _calibrate_weights(model)
+    was_training = model.training
+    model.eval()
+    try:
+        for quantizer in watching:
+            quantizer.calibrator = make_calibrator(quantizer.spec, calibrator)
+        _set_enabled(model, weights, on=False)
+        seen = _watch(model, data, progress)
+        for quantizer in watching:
+            _finish(quantizer)
+    finally:
+        for quantizer in watching:
+            quantizer.calibrator = None
+        _set_enabled(model, weights, on=True)
+        model.train(was_training)
+    _keep_biases_small(model)
+    return seen
+
+
+def make_calibrator(spec: QuantSpec, name: str | None = None) -> Calibrator:
+    """The calibrator of a spec, or the one called ``name`` instead."""
+    made: Calibrator = find("calibrator", name or spec.calibrator)(
+        spec.qtype, axis=spec.axis, symmetric=spec.symmetric, **({} if name else spec.options)
+    )
+    return made
+
+
+def _weighted(model: QuantizedModel) -> list[Unit]:
+    return [unit for unit in model.units.units if is_weighted(unit, model.plan.executions)]
+
+
+def _set_enabled(model: QuantizedModel, sites: set[str], on: bool) -> None:
+    for site in sites:
+        model.quantizer(site).enabled = on
+
+
+def _calibrate_weights(model: QuantizedModel) -> None:
+    for unit in _weighted(model):
+        assert unit.weight is not None
+        quantizer = model.quantizer(model.units.sites[unit.weight])
+        found = make_calibrator(quantizer.spec)
+        try:
+            found.update(model.parameter_of(unit.weight).detach())
+        except CalibrationError as error:
+            raise CalibrationError(f"{quantizer.site}: {error}") from error
+        quantizer.set_grid(_grid(found, quantizer.spec))
+
+
+def _watch(model: QuantizedModel, data: Iterable[Any], progress: Progress) -> int:
+    seen = 0
+    with torch.inference_mode():
+        for index, (inputs, _) in enumerate(progress(batches(data, model.graph.inputs), "calibrate")):
+            check_batch(model.graph, inputs, index)
+            try:
+                model.module(*inputs)
+            except CalibrationError as error:
+                raise DataError(f"{error}, in batch {index}") from error
+            seen += len(inputs[0])
+    return seen
+
+
+def _finish(quantizer: Quantizer) -> None:
+    assert quantizer.calibrator is not None
+    try:
+        quantizer.set_grid(_grid(quantizer.calibrator, quantizer.spec))
+    except CalibrationError as error:
+        raise CalibrationError(f"{quantizer.site}: {error}") from error
+
+
+def _grid(calibrator: Calibrator, spec: QuantSpec) -> Affine:
+    low, high = calibrator.range()
+    return Affine.from_range(
+        low, high, spec.qtype, axis=spec.axis, symmetric=spec.symmetric, pow2=spec.pow2
+    )
+
+
+def _keep_biases_small(model: QuantizedModel) -> None:
+    """Raise the weight scales of channels whose bias would overflow; see ``quant.bias``."""
+    for unit in _weighted(model):
+        if unit.bias is None or unit.weight is None:
+            continue
+        weight = model.quantizer(model.units.sites[unit.weight])
+        source = model.quantizer(model.units.sites[unit.inputs[0]])
+        bias = model.parameter_of(unit.bias).detach().cpu().numpy()
+        if not torch.isfinite(torch.from_numpy(bias)).all():
+            raise CalibrationError(f"{unit.name}:bias: it holds NaN or infinity")
+        weight.set_grid(widen_for_bias(weight.grid(), bias, source.grid()))

@@ -1,0 +1,152 @@
+"""``torch.export`` with a dynamic batch, brought into the canonical form that the rest reads."""
+
+import copy
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec, tree_flatten
+
+from halfstep.errors import CaptureError, unknown_name
+from halfstep.graph.batchnorm import fold_batchnorm
+from halfstep.graph.canonical import canonicalize
+
+Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+# Folding a batch norm and splitting attention reorder float32 arithmetic by this much, relative
+# to the largest output.
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A captured model in eval mode.
+
+    Attributes:
+        module: the graph; batch norms behind convolutions are folded, attention is split into
+            matrix products and a softmax, chunks are slices.
+        inputs: names of the inputs, in order.
+        example: two samples of inputs, in the same order.
+        output_spec: how the flat outputs of the graph nest in the model's output.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    output_spec: TreeSpec
+
+
+def capture(model: nn.Module, example_inputs: Example, *, only: str | None = None) -> Graph:
+    """Capture ``model``, which is left as it was.
+
+    Args:
+        model: any module that ``torch.export`` accepts.
+        example_inputs: a tensor, a tuple of tensors or a dict by argument name; axis 0 of each
+            is the batch, which stays dynamic.
+        only: the name of a submodule to capture alone; ``example_inputs`` are that submodule's.
+
+    Raises:
+        CaptureError: the export refuses the model, or its graph computes something else.
+    """
+    if only is not None:
+        model = _submodule(model, only)
+    was_training = model.training
+    model.eval()
+    try:
+        args, kwargs = _two_samples(example_inputs)
+        module, output_spec = _export(model, args, kwargs)
+        example = (*args, *kwargs.values())
+        with torch.no_grad():
+            expected = copy.deepcopy(model)(*args, **kwargs)
+            _compare(module, example, expected, tolerance=0.0)
+            canonicalize(module)
+            fold_batchnorm(module)
+            _compare(module, example, expected, tolerance=_TOLERANCE)
+    finally:
+        model.train(was_training)
+    names = tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
+    return Graph(module, names, example, output_spec)
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise unknown_name("submodule", name, (n for n, _ in model.named_modules() if n)) from None
+
+
+def _two_samples(example: Example) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Arguments with a batch of exactly 2: export would take a batch of 1 for a constant."""
+
+    def two(name: str, value: Any) -> Tensor:
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 0:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise CaptureError(
+                f"{name}: an example input must be a tensor with at least one sample on axis 0, "
+                f"found {found}"
+            )
+        return value[[0, -1]].clone()
+
+    if isinstance(example, Mapping):
+        return (), {name: two(name, value) for name, value in example.items()}
+    values = [example] if isinstance(example, Tensor) else list(example)
+    return tuple(two(f"input {i}", value) for i, value in enumerate(values)), {}
+
+
+def _export(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> tuple[fx.GraphModule, TreeSpec]:
+    batch = {0: torch.export.Dim.DYNAMIC}
+    shapes: Any = {name: batch for name in kwargs} if kwargs else tuple(batch for _ in args)
+    try:
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    except Exception as error:  # torch.export raises errors of many unrelated types
+        raise CaptureError(_refusal(model, error)) from error
+    exported = program.module(check_guards=False)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(exported.graph, {}))  # without the export's own calling code
+    return fx.GraphModule(exported, graph), program.call_spec.out_spec
+
+
+def _refusal(model: nn.Module, error: Exception) -> str:
+    """Which line of the model was refused, in torch's words, and what to do about it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    library = torch.__path__[0]
+    own = [f for f in frames if not f.filename.startswith((library, __file__))]
+    user = [f for f in own if "halfstep" not in f.filename]
+    where = f"{user[-1].filename}:{user[-1].lineno}: {user[-1].line}" if user else type(model).__name__
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if user == [] or "File " in str(error):
+        lines = [line.strip() for line in str(error).splitlines() if 'File "' in line]
+        mine = [line for line in lines if library not in line]
+        where = mine[-1] if mine else where
+    return (
+        f"{type(model).__name__}: torch.export refuses the model at {where}\n  {first}\n"
+        "Replace control flow that depends on data or on the batch size by torch.where or a "
+        "fixed size, or capture a part: capture(model, example, only='backbone')."
+    )
+
+
+def _compare(
+    module: fx.GraphModule, example: tuple[Tensor, ...], expected: Any, tolerance: float
+) -> None:
+    found = _tensors(module(*example))
+    wanted = _tensors(expected)
+    if len(found) != len(wanted):
+        raise CaptureError(f"the model gives {len(wanted)} tensors, its graph {len(found)}")
+    for index, (f, w) in enumerate(zip(found, wanted, strict=True)):
+        bound = tolerance * float(w.abs().max()) if w.is_floating_point() and w.numel() else 0.0
+        distance = float((f - w).abs().max()) if w.is_floating_point() and w.numel() else 0.0
+        if f.shape != w.shape or not distance <= bound:
+            raise CaptureError(
+                f"output {index}: the captured graph differs from the model by {distance:.3g} "
+                f"(allowed {bound:.3g}) on the example; is the model random in eval mode?"
+            )
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """The tensors of a model's output, in the order in which export flattens them."""
+    flat, _ = tree_flatten(outputs)
+    return [value for value in flat if isinstance(value, Tensor)]

@@ -1,0 +1,1 @@
+"""The integer world: the program that a target runs, its specification and its engine."""

@@ -1,0 +1,47 @@
+"""One file a family of operations; each kernel turns a ``Call`` into the output array.
+
+``KERNELS[execution, kind]`` is the table that the engine reads.
+"""
+
+from collections.abc import Callable
+
+from halfstep.core.execution import Execution
+from halfstep.program.kernels import copies, edges, elementwise, floats, pool, softmax, weighted
+from halfstep.program.kernels.call import Array, Call
+
+Kernel = Callable[[Call], Array]
+
+_INTEGER: dict[str, Kernel] = {
+    "conv": weighted.conv,
+    "conv_transpose": weighted.conv_transpose,
+    "linear": weighted.linear,
+    "matmul": weighted.matmul,
+    "add": elementwise.add,
+    "sub": elementwise.sub,
+    "mul": elementwise.mul,
+    "lookup": elementwise.lookup,
+    "max_pool": pool.max_pool,
+    "avg_pool": pool.avg_pool,
+    "global_avg_pool": pool.global_avg_pool,
+    "softmax": softmax.softmax,
+}
+_COPY: dict[str, Kernel] = {
+    "reshape": copies.reshape,
+    "transpose": copies.transpose,
+    "slice": copies.slice_,
+    "pad": copies.pad,
+    "concat": copies.concat,
+    "expand": copies.expand,
+    "upsample_nearest": copies.upsample_nearest,
+    "embedding": copies.embedding,
+    "max_pool": pool.max_pool,
+}
+
+KERNELS: dict[tuple[Execution, str], Kernel] = {
+    **{(Execution.INTEGER, kind): kernel for kind, kernel in _INTEGER.items()},
+    **{(Execution.DEQUANTIZED, kind): kernel for kind, kernel in _INTEGER.items()},
+    **{(Execution.COPY, kind): kernel for kind, kernel in _COPY.items()},
+    **{(Execution.FLOAT, kind): kernel for kind, kernel in floats.KERNELS.items()},
+    (Execution.EDGE, "quantize"): edges.quantize,
+    (Execution.EDGE, "dequantize"): edges.dequantize,
+}

@@ -1,0 +1,1 @@
+"""Numbers that learn: calibrators, fake quantizers and regularizers. Torch, but no graphs."""

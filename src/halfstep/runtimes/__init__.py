@@ -1,0 +1,1 @@
+"""Artifacts opened in the runtimes that will run them."""

@@ -1,0 +1,99 @@
+"""ONNX Runtime: run an artifact, look at any tensor of codes, and see which kernels it runs."""
+
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+Values = NDArray[np.generic]
+
+# Kernels that compute on codes; everything else in a fused graph computes on float32 or moves.
+INTEGER_KERNELS = frozenset(
+    {
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "QLinearAdd",
+        "QLinearMul",
+        "QLinearAveragePool",
+        "QLinearGlobalAveragePool",
+        "QLinearConcat",
+        "QLinearLeakyRelu",
+        "QLinearSigmoid",
+        "QLinearSoftmax",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+
+
+class OnnxRuntimeModel:
+    """An ONNX file, open for running on the CPU.
+
+    Args:
+        path: the file.
+        sites: names of tensors of codes to return beside the outputs.
+        threads: threads inside one operation.
+    """
+
+    def __init__(self, path: str | Path, sites: Collection[str] = (), threads: int = 0) -> None:
+        self.path = Path(path)
+        model = onnx.load(str(self.path))
+        self.outputs = tuple(value.name for value in model.graph.output)
+        self.sites = tuple(sites)
+        known = {value.name: value for value in model.graph.value_info}
+        for site in self.sites:
+            if site not in self.outputs:
+                model.graph.output.append(known.get(site) or onnx.ValueInfoProto(name=site))
+        self._proto = model.SerializeToString()
+        self._options = _options(threads, model)
+        self.session = onnxruntime.InferenceSession(
+            self._proto, self._options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = [value.name for value in self.session.get_inputs()]
+
+    def run(self, inputs: Sequence[Values]) -> Mapping[str, Values]:
+        """Outputs and asked-for sites by name, for inputs in the order of the file."""
+        names = [*self.outputs, *(site for site in self.sites if site not in self.outputs)]
+        found = self.session.run(names, dict(zip(self._inputs, inputs, strict=True)))
+        return dict(zip(names, found, strict=True))
+
+    def kernels(self) -> dict[str, str]:
+        """For each node that is left after fusion, by the name of its first output, its kernel."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "fused.onnx"
+            options = _options(0, onnx.load_from_string(self._proto))
+            options.optimized_model_filepath = str(file)
+            onnxruntime.InferenceSession(self._proto, options, providers=["CPUExecutionProvider"])
+            fused = onnx.load(str(file))
+        return {node.output[0]: node.op_type for node in fused.graph.node}
+
+    def integer_kernel_of(self, sites: Collection[str]) -> dict[str, bool]:
+        """For each site, whether an integer kernel makes it; layout changes are looked through."""
+        kernels = self.kernels()
+        integer = [name for name, kernel in kernels.items() if kernel in INTEGER_KERNELS]
+        made = {_without_suffix(name, sites) for name in integer}
+        return {site: site in made for site in sites}
+
+
+def _without_suffix(name: str, sites: Collection[str]) -> str:
+    """The site that a fused node's output stands for: the runtime appends to names."""
+    if name in sites:
+        return name
+    candidates = [site for site in sites if name.startswith(site)]
+    return max(candidates, key=len, default=name)
+
+
+def _options(threads: int, model: Any) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if any(t.data_type == onnx.TensorProto.INT8 and t.name.endswith("/zero_point") and t.dims == [] for t in model.graph.initializer):
+        # Activations in int8 are fused only on request.
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    return options

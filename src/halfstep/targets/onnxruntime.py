@@ -1,0 +1,89 @@
+"""ONNX Runtime on x86-64 with VNNI: QDQ models, uint8 activations, int8 weights.
+
+Every formula and every fusion here was measured on onnxruntime 1.32 (``docs/arithmetic.md``) and
+is measured again by ``tests/runtimes``. CPUs with AVX2 but without VNNI saturate the pair sums of
+uint8 x int8 products and are not this target.
+"""
+
+from halfstep.core.execution import Execution
+from halfstep.core.qtype import INT8_NARROW, UINT8
+from halfstep.core.target import OpFacts, OpRule, Target
+
+_FLOAT_KERNEL = "ONNX Runtime has no integer kernel for it"
+
+
+def _images_only(facts: OpFacts) -> str:
+    if len(facts.shapes[0]) != 4:
+        return f"ONNX Runtime pools integers in 4 dimensions, found {len(facts.shapes[0])}"
+    return ""
+
+
+def _average(facts: OpFacts) -> str:
+    if facts.attrs["ceil_mode"] or facts.attrs["divisor"]:
+        return "an average with ceil_mode or a divisor of its own has no integer kernel"
+    return _images_only(facts)
+
+
+def _floor_only(facts: OpFacts) -> str:
+    return "max pooling with ceil_mode stays float" if facts.attrs["ceil_mode"] else ""
+
+
+def _last_axis(facts: OpFacts) -> str:
+    last = facts.attrs["axis"] in (-1, len(facts.shapes[0]) - 1)
+    return "" if last else "a softmax along any but the last axis has no integer kernel"
+
+
+def _zeros_only(facts: OpFacts) -> str:
+    plain = facts.attrs["mode"] == "constant" and facts.attrs["value"] == 0
+    inside = all(size >= 0 for pair in facts.attrs["padding"] for size in pair)
+    return "" if plain and inside else "only padding with zeros moves codes unchanged"
+
+
+_INTEGER, _COPY = Execution.INTEGER, Execution.COPY
+_BETWEEN = OpRule(Execution.DEQUANTIZED, reason=f"{_FLOAT_KERNEL}: float32 between codes")
+
+RULES = {
+    "conv": OpRule(_INTEGER, "float"),
+    "linear": OpRule(_INTEGER, "float"),
+    "matmul": OpRule(_INTEGER, "float"),
+    "add": OpRule(_INTEGER, "fused"),
+    "mul": OpRule(_INTEGER, "offset_inside"),
+    "sub": OpRule(Execution.DEQUANTIZED, "dequantized", f"{_FLOAT_KERNEL}: float32 between codes"),
+    "avg_pool": OpRule(_INTEGER, "dequantized", refuses=_average),
+    "global_avg_pool": OpRule(_INTEGER, "divided_scale", refuses=_images_only),
+    "softmax": OpRule(_INTEGER, "dequantized", refuses=_last_axis),
+    "sigmoid": OpRule(_INTEGER),
+    "leaky_relu": OpRule(_INTEGER),
+    **{kind: _BETWEEN for kind in ("relu", "clamp", "tanh", "gelu", "hardswish", "hardsigmoid")},
+    "max_pool": OpRule(_COPY, refuses=_floor_only),
+    "pad": OpRule(_COPY, refuses=_zeros_only),
+    **{
+        kind: OpRule(_COPY)
+        for kind in (
+            "reshape",
+            "transpose",
+            "slice",
+            "concat",
+            "expand",
+            "upsample_nearest",
+            "embedding",
+        )
+    },
+    **{
+        kind: OpRule(Execution.FLOAT, reason=_FLOAT_KERNEL)
+        for kind in ("conv_transpose", "layer_norm", "mean", "sum", "upsample_linear", "div")
+    },
+}
+
+TARGET = Target(
+    name="onnxruntime",
+    title="ONNX Runtime, x86-64 with VNNI: QDQ, uint8 activations, int8 per-channel weights",
+    rules=RULES,
+    activation=UINT8,
+    weight=INT8_NARROW,
+    activation_bits=(2, 8),
+    weight_bits=(2, 8),
+    artifact="model.onnx",
+    export="halfstep.export.onnx_qdq:export",
+    run="halfstep.runtimes.ort:OnnxRuntimeModel",
+)
