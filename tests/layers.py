@@ -14,7 +14,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 VAGUE_NAMES = frozenset({"helpers", "misc", "util", "utils"})
 
-PLAIN = frozenset({"errors", "journal", "catalog"})
+PLAIN = frozenset({"errors", "journal", "catalog", "files", "progress", "verdict"})
 """Units that any other may import, ``core`` aside, which needs errors alone."""
 
 EVERYTHING = frozenset({"*"})
@@ -23,6 +23,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "catalog": frozenset({"errors"}),
     "journal": frozenset({"errors", "catalog"}),
+    "files": frozenset({"errors"}),
+    "progress": frozenset({"errors"}),
+    "verdict": frozenset({"errors"}),
     # the integer world: no torch
     "core": frozenset({"errors"}),
     "program": PLAIN | {"core"},
@@ -31,14 +34,19 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "targets": PLAIN | {"core", "program", "export", "runtimes"},
     # the training world
     "quant": PLAIN | {"core"},
-    "graph": PLAIN | {"core", "quant"},
+    "graph": PLAIN | {"core", "quant", "data"},
     "ptq": PLAIN | {"core", "quant", "graph"},
     "training": PLAIN | {"core", "quant", "graph"},
     "search": PLAIN | {"core", "quant", "graph"},
+    "data": PLAIN,
+    "weights": PLAIN,
     # between the two
-    "lower": PLAIN | {"core", "quant", "graph", "program"},
+    "functions": frozenset({"core"}),
+    "lower": PLAIN | {"core", "quant", "graph", "program", "functions"},
     "verify": PLAIN | {"core", "program", "runtimes"},
     # on top
+    "quantize": EVERYTHING,
+    "result": EVERYTHING,
     "recipes": EVERYTHING,
     "report": EVERYTHING,
     "cli": EVERYTHING,

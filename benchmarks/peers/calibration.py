@@ -37,8 +37,11 @@ def batches(model: Path, calibration: Path, images: int, batch: int) -> list[Inp
         raise SystemExit(f"{calibration} has {sorted(arrays)}, {model} wants {sorted(names)}")
     if (found := min(map(len, arrays.values()))) < images:
         raise SystemExit(f"{calibration} has {found} inputs, asked for {images}")
+    if images % batch:
+        # ONNX Runtime 1.32 stacks its histograms' inputs: a shorter last batch is an error there.
+        raise SystemExit(f"{images} inputs are no whole number of batches of {batch}")
     return [
-        {name: array[start : min(start + batch, images)] for name, array in arrays.items()}
+        {name: array[start : start + batch] for name, array in arrays.items()}
         for start in range(0, images, batch)
     ]
 

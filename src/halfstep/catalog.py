@@ -47,6 +47,7 @@ CATALOG = (
     Entry("calibrator", "percentile", "quant.calibrators.percentile:Percentile", "cut the tails of |x|", _WU),
     Entry("calibrator", "entropy", "quant.calibrators.entropy:Entropy", "least KL divergence", _WU),
     Entry("calibrator", "mse", "quant.calibrators.mse:Mse", "least squared error", _NAGEL),
+    Entry("calibrator", "unit_interval", "quant.calibrators.unit_interval:UnitInterval", "probabilities: steps of 2^-bits", _JACOB),
     Entry("quantizer", "ste", "quant.quantizers.ste:StraightThrough", "fixed range, straight-through gradient", _KRISHNAMOORTHI),
     Entry("recipe", "ptq", "recipes.ptq:ptq", "fold, calibrate, lower", _KRISHNAMOORTHI),
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "ONNX Runtime, x86-64 with VNNI", "measured, docs/arithmetic.md"),

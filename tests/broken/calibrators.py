@@ -58,6 +58,13 @@ class AbsoluteMargin(MinMax):
         return self.low + 2.0**-10, self.high - 2.0**-10
 
 
+class LeastScale(MinMax):
+    """A range of at least 8: too wide for small values, right for large ones."""
+
+    def _range(self) -> tuple[Range, Range]:
+        return np.minimum(self.low, -8), np.maximum(self.high, 8)
+
+
 class RelativeMargin(MinMax):
     """Wider than the values."""
 

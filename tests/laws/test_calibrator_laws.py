@@ -41,8 +41,8 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# Every value is twice as large as the one before, or a little more: each batch widens the grid.
-GROWING = 1.1 ** torch.arange(-40.0, 40.0) * (-1.0) ** torch.arange(80)
+# Larger and larger values of both signs, after a zero: batches widen the grid one after the other.
+GROWING = torch.cat([torch.zeros(1), 1.1 ** torch.arange(-40.0, 40) * (-1.0) ** torch.arange(80)])
 GAUSSIAN = normal(3000)
 
 finite = st.floats(-(2.0**60), 2.0**60, width=32).map(lambda x: x if abs(x) > 2.0**-40 else 0.0)
@@ -100,6 +100,12 @@ def assert_scales_exactly(
     factor = 2.0**exponent
     scaled = range_of(kind, values * factor, **spec)
     np.testing.assert_array_equal(scaled, range_of(kind, values, **spec) * factor)
+
+
+def assert_scales_to_one_bin(kind: Kind, factor: float = 3.0, **spec: Any) -> None:
+    expected = range_of(kind, GAUSSIAN, **spec)
+    scaled = range_of(kind, GAUSSIAN * factor, **spec) / factor
+    np.testing.assert_allclose(scaled, expected, rtol=0, atol=ONE_BIN * np.abs(expected).max())
 
 
 def assert_within_what_was_seen(kind: Kind, values: torch.Tensor = GAUSSIAN, **spec: Any) -> None:
@@ -253,6 +259,14 @@ def test_powers_of_two_scale_the_range_of_many_values_exactly(kind, spec):
     assert_scales_exactly(kind, GAUSSIAN.relu(), -7, **spec)
 
 
+# The entropy of neighbouring candidates is nearly the same: which is the least depends on the bins.
+@pytest.mark.parametrize("kind", [kind for kind in CALIBRATORS if kind is not Entropy])
+@every_spec
+@pytest.mark.parametrize("factor", [3.0, 0.7, 1.37, 5e-5])
+def test_other_factors_scale_the_range_to_one_bin(kind, spec, factor):
+    assert_scales_to_one_bin(kind, factor, **spec)
+
+
 @every_calibrator
 @some
 @given(values=arrays, spec=specs)
@@ -316,6 +330,7 @@ def test_channels_are_independent(kind, spec):
         (assert_independent_of_batches, broken.LosesCountsWhenGrowing),
         (assert_merges_as_one_stream, broken.KeepsTheLastWorker),
         (assert_scales_exactly, broken.AbsoluteMargin),
+        (assert_scales_to_one_bin, broken.LeastScale),
         (assert_within_what_was_seen, broken.RelativeMargin),
         (assert_keeps_a_constant, broken.NeverNarrow),
         (assert_keeps_a_constant, broken.ClipsEverything),

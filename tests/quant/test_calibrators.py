@@ -1,5 +1,6 @@
 """Calibrators: each method against its equation, written out slowly."""
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_histogram_counts_edges_and_their_neighbours_exactly(sign):
     st_numpy.arrays(
         np.float32,
         st_numpy.array_shapes(max_dims=4),
-        elements=st.floats(-3e38, 3e38, width=32, allow_subnormal=True),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
     )
 )
 def test_histogram_has_the_narrowest_width_that_fits(values):
@@ -118,9 +119,9 @@ def test_other_number_of_channels_is_an_error(kind):
     calibrator, other = kind(INT8, axis=0), kind(INT8, axis=0)
     calibrator.update(torch.ones(3, 2))
     other.update(torch.ones(1, 2))
-    with pytest.raises(CalibrationError, match="^1 channels after 3 channels$"):
+    with pytest.raises(CalibrationError, match=r"^1 channels after 3 channels$"):
         calibrator.update(torch.ones(1, 2))
-    with pytest.raises(CalibrationError, match="^1 channels after 3 channels$"):
+    with pytest.raises(CalibrationError, match=r"^1 channels after 3 channels$"):
         calibrator.merge(other)
 
 
@@ -132,12 +133,16 @@ def test_channels_are_looked_at_once(kind):
     calibrator.merge(other)
     np.testing.assert_array_equal(calibrator.range(), other.range())
     for again in (lambda: calibrator.update(normal(3, 5)), lambda: calibrator.merge(other)):
-        with pytest.raises(CalibrationError, match=r"^2 updates: per channel, the .* or use minmax$"):
+        with pytest.raises(
+            CalibrationError, match=r"^2 updates: per channel, the .* or use minmax$"
+        ):
             again()
 
 
 def test_entropy_refuses_channels():
-    with pytest.raises(CalibrationError, match="^the entropy calibrator .* found axis 0: for chan"):
+    with pytest.raises(
+        CalibrationError, match=r"^the entropy calibrator .* found axis 0: for chan"
+    ):
         Entropy(INT8, axis=0)
 
 
@@ -155,7 +160,7 @@ def test_unknown_option_names_the_nearest():
     st_numpy.arrays(
         np.float32,
         st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)),
-        elements=st.floats(-1e30, 1e30, width=32),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
     ),
     st.sampled_from([None, 0, 1, 2, -1]),
 )
@@ -212,9 +217,9 @@ def test_ema_refuses_a_momentum(momentum):
 
 
 @given(
-    st_numpy.arrays(
-        np.float32, st.integers(1, 50), elements=st.floats(-100, 100, width=32)
-    ).map(torch.from_numpy),
+    st_numpy.arrays(np.float32, st.integers(1, 50), elements=st.floats(-100, 100, width=32)).map(
+        torch.from_numpy
+    ),
     st.lists(st.floats(1, 100), min_size=2, max_size=4),
     st.sampled_from([None, 0]),
 )
@@ -233,16 +238,14 @@ def test_percentile_grows_up_to_minmax(values, percentiles, axis):
 def test_percentile_is_that_of_the_magnitudes(percentile):
     values = with_outlier(normal(20000), -8.0)
     low, high = range_of(Percentile(INT8, percentile=percentile), values)
-    expected = np.percentile(values.abs().numpy(), percentile)
-    one_bin = 8 / (SIDE / 2)
-    # The gap to the next magnitude: the tail is sparse, and percentiles there are a convention.
+    # Where the tail is sparse, anything between two neighbours is the percentile.
     below, above = (
-        np.quantile(values.abs().numpy(), percentile / 100, method=side)
-        for side in ("lower", "higher")
+        np.percentile(values.abs().numpy(), percentile, method=side) for side in ("lower", "higher")
     )
-    assert below - one_bin <= high <= above + one_bin
-    assert low == -high
-    assert expected == pytest.approx(high, abs=above - below + one_bin)
+    one_bin = 8 / (SIDE / 2)
+    alpha = max(-low, high)
+    assert below - one_bin <= alpha <= above + one_bin
+    assert (low, high) == (max(-8, -alpha), min(values.max().item(), alpha))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -250,9 +253,10 @@ def test_percentile_per_channel_is_that_of_the_values(symmetric):
     weight = normal(3, 4, 5) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
     calibrator = Percentile(INT8, axis=0, symmetric=symmetric, percentile=80)
     low, high = range_of(calibrator, weight)
-    alpha = np.percentile(weight.abs().reshape(3, -1).numpy(), 80, axis=1)
-    np.testing.assert_array_equal(high, alpha)
-    np.testing.assert_array_equal(low, -alpha)
+    rows = weight.reshape(3, -1).numpy()
+    alpha = np.percentile(np.abs(rows), 80, axis=1)
+    np.testing.assert_array_equal(high, np.minimum(alpha, rows.max(axis=1)))
+    np.testing.assert_array_equal(low, np.maximum(-alpha, rows.min(axis=1)))
 
 
 def test_percentile_clips_only_where_values_are():
@@ -323,8 +327,8 @@ def test_entropy_of_a_uniform_histogram_is_the_largest_value(qtype, symmetric):
 @pytest.mark.parametrize("values", [normal(20000), normal(20000).relu()], ids=["both", "relu"])
 def test_entropy_clips_a_far_outlier(values):
     low, high = range_of(Entropy(INT8), with_outlier(values, 20.0))
-    assert 2 < high < 1.2 * values.max()
-    assert low == pytest.approx(max(values.min(), -high))
+    assert 2 < high < 1.2 * values.max().item()
+    assert low == max(values.min().item(), -high)
 
 
 def test_entropy_is_not_led_by_exact_zeros():
@@ -378,11 +382,17 @@ MSE_SPECS = [
 def test_mse_error_of_the_histogram_is_that_of_the_values(qtype, symmetric, values):
     calibrator = Mse(qtype, symmetric=symmetric)
     calibrator.update(values)
-    low, high = np.array([[float(values.min()), -0.6, 0]]), np.array([[float(values.max()), 0.9, 1]])
+    low, high = (
+        np.array([[float(values.min()), -0.6, 0]]),
+        np.array([[float(values.max()), 0.9, 1]]),
+    )
     found = calibrator.squared_error(low[0], high[0])
     for error, *ends in zip(found, low[0], high[0], strict=True):
         grid = Affine.from_range(*map(np.asarray, ends), qtype, symmetric=symmetric)
-        assert error == pytest.approx(squared_error(values, grid), rel=0.02)
+        expected = squared_error(values, grid)
+        # An outermost value may be anywhere in its bin.
+        one_value = calibrator.histogram.width**2 / 3
+        assert error == pytest.approx(expected, rel=0.02, abs=2 * one_value)
 
 
 @pytest.mark.parametrize(("qtype", "symmetric"), MSE_SPECS)
@@ -403,20 +413,27 @@ def test_mse_is_as_good_as_a_dense_search(qtype, symmetric, values):
     if symmetric or values.min() >= 0:
         pairs = np.stack([factors, factors])
     dense = np.minimum(low, 0) * pairs[0], np.maximum(high, 0) * pairs[1]
-    best = min(calibrator.squared_error(*(end[i : i + 500] for end in dense)).min()
-               for i in range(0, pairs.shape[1], 500))
+    best = min(
+        calibrator.squared_error(*(end[i : i + 500] for end in dense)).min()
+        for i in range(0, pairs.shape[1], 500)
+    )
     assert error <= 1.03 * best
 
 
-@pytest.mark.parametrize(("qtype", "clip"), [(INT4, 2.5), (QType(3), 1.99), (QType(2), 1.5)])
-def test_mse_of_a_normal_distribution_is_the_known_optimum(qtype, clip):
-    ...
+@pytest.mark.parametrize(("bits", "step"), [(2, 1.2240), (3, 0.6508), (4, 0.3534)])
+def test_mse_of_a_normal_distribution_is_that_of_max_1960(bits, step):
+    """J. Max, "Quantizing for minimum distortion", 1960: equal steps, 3, 7 and 15 levels."""
+    ranks = (np.arange(20000) + 0.5) / 20000
+    values = torch.tensor([NormalDist().inv_cdf(rank) for rank in ranks])
+    qtype = QType(bits, narrow=True)
+    _, high = range_of(Mse(qtype, symmetric=True), values)
+    assert high / qtype.qmax == pytest.approx(step, rel=0.015)
 
 
 @given(
-    st_numpy.arrays(
-        np.float32, st.integers(1, 60), elements=st.floats(-100, 100, width=32)
-    ).map(torch.from_numpy),
+    st_numpy.arrays(np.float32, st.integers(1, 60), elements=st.floats(-100, 100, width=32)).map(
+        torch.from_numpy
+    ),
     st.sampled_from([(INT8, False), (INT4, True), (UINT8, False), (QType(2), False)]),
 )
 @settings(max_examples=40)
@@ -456,7 +473,7 @@ def test_mse_per_channel_takes_the_best_factor(qtype, symmetric, monkeypatch):
 
 @pytest.mark.parametrize("axis", [None, 0])
 def test_mse_of_a_symmetric_range_cuts_both_sides_alike(axis):
-    values = with_outlier(normal(500), 40.0)[None]
+    values = with_outlier(normal(5000), 40.0)[None]
     low, high = range_of(Mse(QType(3), axis=axis, symmetric=True), values)
     assert high < 10
-    assert low == max(-high, values.min())
+    assert low == max(-high, values.min().item())

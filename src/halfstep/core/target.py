@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -43,12 +44,15 @@ class OpRule:
         formula: the name of the requantization formula, in the kernel's table.
         reason: why it is not on an integer kernel; empty if it is.
         refuses: returns the reason why an operation of this kind must stay float, or "".
+        output_calibrator: the calibrator that the kernel's output needs, whatever the plan asks
+            for; ``None`` leaves it to the plan.
     """
 
     execution: Execution
     formula: str | None = None
     reason: str = ""
     refuses: Callable[[OpFacts], str] = always
+    output_calibrator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,3 +116,9 @@ class Target:
             f"Change the plan with plan.edit({site!r}, qtype={qtype.name!r}), keep the operation "
             f"in float with plan.keep_float(...), or see what it accepts: halfstep list targets"
         )
+
+
+def resolve(where: str) -> Any:
+    """The object at ``"module:attribute"``, imported now: what opens or writes an artifact."""
+    module, _, attribute = where.partition(":")
+    return getattr(import_module(module), attribute)

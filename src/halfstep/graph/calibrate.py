@@ -63,6 +63,8 @@ def calibrate(
 
 def make_calibrator(spec: QuantSpec, name: str | None = None) -> Calibrator:
     """The calibrator of a spec, or the one called ``name`` instead."""
+    if spec.calibrator == "unit_interval":
+        name = None  # the kernel dictates this grid
     made: Calibrator = find("calibrator", name or spec.calibrator)(
         spec.qtype, axis=spec.axis, symmetric=spec.symmetric, **({} if name else spec.options)
     )

@@ -17,7 +17,7 @@ from halfstep.core.target import Target
 from halfstep.errors import PlanError, unknown_name
 from halfstep.graph.capture import Graph
 from halfstep.graph.match import MASK_REASON, Unit, Units, find_units
-from halfstep.graph.placement import WEIGHTED, data_values, is_weighted, quantized_values
+from halfstep.graph.placement import QUANTIZED, WEIGHTED, data_values, is_weighted, quantized_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,15 +195,16 @@ def make_plan(
     )
     units = find_units(graph.module, table.fused_activations)
     executions = {unit.name: _execution(unit, table) for unit in units.units}
+    how = {name: execution for name, (execution, _) in executions.items()}
     floats = {name: reason for name, (_, reason) in executions.items() if reason}
     specs = {site: activation for site in units.sites.values()}
     for unit in units.units:
         if unit.weight is not None and unit.kind in WEIGHTED:
             axis = (1 if unit.kind == "conv_transpose" else 0) if per_channel else None
             specs[units.sites[unit.weight]] = replace(weight, axis=axis)
+    specs |= _fixed_outputs(units, table, specs, how)
     if first_last is not None:
         specs |= _first_last(units, specs, QType.parse(first_last))
-    how = {name: execution for name, (execution, _) in executions.items()}
     kept = {units.sites[node] for node in quantized_values(units, how)}
     kept |= {units.sites[unit.weight] for unit in units.units if is_weighted(unit, how)}
     specs = {site: spec for site, spec in specs.items() if site in kept}
@@ -246,6 +247,23 @@ def _copies(units: Units, executions: Mapping[str, Execution]) -> dict[str, tupl
         for unit in units.units
         if executions[unit.name] is Execution.COPY
     }
+
+
+def _fixed_outputs(
+    units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
+) -> dict[str, QuantSpec]:
+    """Sites whose grid the kernel dictates, and the copies of their codes."""
+    copies = _copies(units, how)
+    groups = Plan(target.name, {}, copies, {}, how).groups
+    fixed = {}
+    for unit in units.units:
+        rule = target.rules.get(unit.kind)
+        if rule is None or rule.output_calibrator is None or how[unit.name] not in QUANTIZED:
+            continue
+        group = next((g for g in groups if unit.out in g), (unit.out,))
+        for site in group:
+            fixed[site] = replace(specs[site], calibrator=rule.output_calibrator)
+    return fixed
 
 
 def _first_last(units: Units, specs: Mapping[str, QuantSpec], qtype: QType) -> dict[str, QuantSpec]:

@@ -23,7 +23,9 @@ signs. An asymmetric grid for values of one sign spends all of its ``2^bits`` co
 Deviations: the publications treat symmetric int8 only; other widths, values of one sign and
 asymmetric grids are as above. The first bin counts no more than its neighbour: after a ReLU it
 holds the exact zeros, which every grid represents, and which would otherwise outweigh all else.
-Where there are no more bins than levels (12 bits and more) nothing is clipped.
+Where there are no more bins than levels (13 bits and more) nothing is clipped. The minimum is flat:
+values times a factor that is no power of two fall into other bins, and alpha may move by more than
+one of them.
 """
 
 from typing import Self

@@ -87,7 +87,7 @@ class Histogram:
 
 def _exponent_for(largest: float) -> int:
     """log2 of the narrowest power-of-two width with ``largest < SIDE * width``."""
-    return max(int(np.frexp(largest / SIDE)[1]), SMALLEST_EXPONENT)
+    return int(np.frexp(max(largest / SIDE, 2.0 ** (SMALLEST_EXPONENT - 1)))[1])
 
 
 def _coarser(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:

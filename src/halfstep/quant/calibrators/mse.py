@@ -135,7 +135,7 @@ class Mse(Calibrator):
         )
         shape = (len(FACTORS), len(values), 1)
         scales = torch.tensor(grid.scale, device=values.device).reshape(shape)
-        zero_points = torch.tensor(grid.zero_point, device=values.device).reshape(shape)
+        zero_points = torch.tensor(grid.zero_point, device=values.device).float().reshape(shape)
         errors = []
         for some in torch.split(torch.arange(len(FACTORS)), max(1, CHUNK // values.numel())):
             scale, zero_point = scales[some], zero_points[some]

@@ -1,0 +1,173 @@
+"""The main verb: a float model in, a proven integer artifact out."""
+
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from halfstep.catalog import find
+from halfstep.core.target import Target, resolve
+from halfstep.errors import DataError
+from halfstep.graph.capture import Example
+from halfstep.graph.insert import QuantizedModel
+from halfstep.journal import Journal
+from halfstep.lower import lower
+from halfstep.progress import Progress, silent
+from halfstep.result import Result
+from halfstep.verdict import Verdict
+from halfstep.verify import Samples, Stage, Values, verify
+
+
+def quantize(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    target: str = "onnxruntime",
+    recipe: str = "ptq",
+    verify_samples: int = 64,
+    progress: Progress = silent,
+    **choices: Any,
+) -> Result:
+    """Quantize ``model`` for ``target`` and prove that the artifact computes what was simulated.
+
+    Args:
+        model: a float model in any mode; it is left as it was.
+        data: calibration batches: tensors, tuples of inputs with or without labels, or dicts by
+            input name. It is read once, and never held.
+        target: a name in the catalog.
+        recipe: a name in the catalog.
+        verify_samples: how many of the first samples the proof runs on; 0 skips it.
+        progress: shows how far it is; ``halfstep.progress.on_terminal`` draws a bar.
+        **choices: of ``make_plan``: weights, activations, per_channel, calibrator,
+            weight_calibrator, first_last.
+
+    Raises:
+        HalfstepError: see ``halfstep.errors``; the message names the site.
+
+    Example:
+        result = halfstep.quantize(model, batches, target="onnxruntime")
+        result.save("out")
+    """
+    table: Target = find("target", target)
+    run = find("recipe", recipe)
+    journal = Journal()
+    head, whole = _peek(data)
+    held = _Held(verify_samples)
+    quantized: QuantizedModel = run(
+        model, example_of(head, model), held.watch(whole), target=target,
+        journal=journal, progress=progress, **choices,
+    )
+    with journal.step("lower"):
+        program = lower(quantized)
+    if table.export is None:
+        return Result(quantized, program, None, None, journal)
+    assert table.artifact is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / table.artifact
+        with journal.step("export") as record:
+            resolve(table.export)(program, path)
+            record.facts["bytes"] = path.stat().st_size
+        verdict: Verdict | None = None
+        if verify_samples:
+            with journal.step("verify", samples=verify_samples):
+                verdict = verify(
+                    program, path, held.samples(quantized), stages=stages(model, quantized)
+                )
+        return Result(quantized, program, (table.artifact, path.read_bytes()), verdict, journal)
+
+
+def stages(model: nn.Module, quantized: QuantizedModel) -> dict[str, Stage]:
+    """The float and the fake-quantized model, as functions of arrays."""
+
+    def stage(module: nn.Module, names: Sequence[str] | None) -> Stage:
+        def run(inputs: Sequence[Values]) -> Values:
+            tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in inputs]
+            was_training = module.training
+            module.eval()
+            try:
+                with torch.inference_mode():
+                    out = module(*tensors) if names is None else module(**dict(zip(names, tensors, strict=True)))
+            finally:
+                module.train(was_training)
+            return _first_tensor(out).numpy()
+
+        return run
+
+    names = quantized.graph.inputs if len(quantized.graph.inputs) > 1 else None
+    return {"float": stage(model, names), "fake-quantized": stage(quantized, names)}
+
+
+def _first_tensor(outputs: Any) -> Tensor:
+    flat, _ = torch.utils._pytree.tree_flatten(outputs)
+    return next(value for value in flat if isinstance(value, Tensor))
+
+
+def _peek(data: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
+    """The first batch, and all of them."""
+    iterator = iter(data)
+    try:
+        head = next(iterator)
+    except StopIteration:
+        raise DataError("the data has no batch: it is empty, or an iterator that was used before") from None
+    return head, itertools.chain([head], iterator)
+
+
+def example_of(batch: Any, model: nn.Module) -> Example:
+    """The inputs within a batch: labels are what the model's ``forward`` has no argument for."""
+    import inspect
+
+    names = [
+        name
+        for name, p in inspect.signature(model.forward).parameters.items()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if isinstance(batch, dict):
+        return {name: torch.as_tensor(batch[name]) for name in names if name in batch}
+    if isinstance(batch, tuple | list):
+        keep = max(1, min(len(names), len(batch) - 1)) if len(batch) > 1 else 1
+        required = sum(1 for name in names if _is_required(model, name))
+        keep = len(batch) if len(batch) == required else keep
+        return tuple(torch.as_tensor(value) for value in batch[:keep])
+    return (torch.as_tensor(batch),)
+
+
+def _is_required(model: nn.Module, name: str) -> bool:
+    import inspect
+
+    parameter = inspect.signature(model.forward).parameters[name]
+    return parameter.default is parameter.empty
+
+
+class _Held:
+    """The first samples of a stream, kept for the proof."""
+
+    def __init__(self, n: int) -> None:
+        self.missing = n
+        self.batches: list[Any] = []
+
+    def watch(self, data: Iterator[Any]) -> Iterator[Any]:
+        for batch in data:
+            if self.missing > 0:
+                self.batches.append(batch)
+                self.missing -= _size(batch)
+            yield batch
+
+    def samples(self, model: QuantizedModel) -> Samples:
+        from halfstep.data import batches
+
+        surplus = -min(self.missing, 0)
+        all_batches = list(batches(self.batches, model.graph.inputs))
+        for index, (inputs, labels) in enumerate(all_batches):
+            stop = len(inputs[0]) - (surplus if index == len(all_batches) - 1 else 0)
+            cut = None if labels is None else labels[:stop].numpy()
+            yield [value[:stop].numpy() for value in inputs], cut
+
+
+def _size(batch: Any) -> int:
+    first = next(iter(batch.values())) if isinstance(batch, dict) else batch
+    return len(first[0]) if isinstance(first, tuple | list) else len(first)

@@ -1,0 +1,1 @@
+"""Published pipelines, one a file: each reads from top to bottom like a script."""

@@ -1,0 +1,79 @@
+"""What ``quantize`` gives back, and how it is saved: whole or not at all."""
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from halfstep.files import write_folder_atomically
+from halfstep.graph.insert import QuantizedModel
+from halfstep.journal import Journal
+from halfstep.program.ir import IntProgram
+from halfstep.verdict import Verdict
+
+_PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A quantized model with its proof.
+
+    Attributes:
+        model: the calibrated model, an ``nn.Module``.
+        program: the integer program.
+        artifact: name and bytes of the file for the target; ``None`` if the target has none.
+        verdict: program against artifact; ``None`` if nothing was verified.
+        journal: what was done, for how long.
+    """
+
+    model: QuantizedModel
+    program: IntProgram
+    artifact: tuple[str, bytes] | None
+    verdict: Verdict | None
+    journal: Journal
+
+    def save(self, folder: str | Path) -> None:
+        """Write the artifact, ``encodings.json``, ``plan.yaml``, ``program.txt`` and ``verdict.json``.
+
+        Raises:
+            ExportError: the folder cannot be written; what stood there before is still there.
+        """
+        write_folder_atomically(Path(folder), self._fill)
+
+    def _fill(self, folder: Path) -> None:
+        if self.artifact is not None:
+            (folder / self.artifact[0]).write_bytes(self.artifact[1])
+        (folder / "encodings.json").write_text(json.dumps(encodings(self.program), indent=1))
+        self.model.plan.save(folder / "plan.yaml")
+        (folder / "program.txt").write_text(f"{self.program}\n")
+        if self.verdict is not None:
+            proof = {"versions": versions(), **self.verdict.to_dict()}
+            (folder / "verdict.json").write_text(json.dumps(proof, indent=1))
+
+
+def encodings(program: IntProgram) -> dict[str, Any]:
+    """Scale, zero point, type and axis of every tensor of codes, by its site."""
+    sites = {}
+    for name, tensor in program.tensors.items():
+        if tensor.grid is not None:
+            grid = tensor.grid
+            sites[name] = {
+                "type": grid.qtype.name,
+                "scale": grid.scale.tolist(),
+                "zero_point": grid.zero_point.tolist(),
+                "axis": grid.axis,
+            }
+    return {"schema": 1, "target": program.target, "sites": sites}
+
+
+def versions() -> dict[str, str]:
+    """What was installed when a proof was made."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

@@ -1,0 +1,192 @@
+"""The proof: the program that Halfstep simulates and the artifact that it wrote, code for code.
+
+The engine and the runtime get the same inputs; the codes of every site are compared. A float
+kernel's last bit is nobody's promise, so codes that come straight from one are not counted: the
+engine goes on from the runtime's own codes there, and everything behind it is compared again.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfstep.catalog import find
+from halfstep.core.execution import Execution
+from halfstep.core.target import Target, resolve
+from halfstep.errors import DataError, ExportError, PlanError
+from halfstep.program.engine import Engine
+from halfstep.program.ir import IntProgram, Op
+from halfstep.verdict import SiteReport, Verdict
+
+Values = NDArray[np.generic]
+Samples = Iterable[tuple[Sequence[Values], Values | None]]
+Stage = Callable[[Sequence[Values]], Values]
+
+
+class Runtime(Protocol):
+    """An artifact, open for running."""
+
+    def run(self, inputs: Sequence[Values]) -> Mapping[str, Values]:
+        """Outputs and sites by name."""
+        ...
+
+    def integer_kernel_of(self, sites: Sequence[str]) -> Mapping[str, bool]:
+        """For each site, whether an integer kernel makes it."""
+        ...
+
+
+def verify(
+    program: IntProgram,
+    artifact: str | Path,
+    samples: Samples,
+    *,
+    stages: Mapping[str, Stage] | None = None,
+    backend: str = "torch",
+) -> Verdict:
+    """Compare ``program`` with the ``artifact`` that was written from it.
+
+    Args:
+        program: from ``lower``.
+        artifact: the file of the program's target.
+        samples: batches of (inputs, labels or ``None``) as arrays.
+        stages: other models whose decisions are compared, by name: float, fake-quantized.
+        backend: of the engine: "torch", "torch:cuda" or "numpy", the reference.
+
+    Raises:
+        PlanError: the target has no runtime.
+        DataError: no samples, or of a wrong shape.
+        ExportError: the artifact is not one of this program.
+    """
+    target: Target = find("target", program.target)
+    if target.run is None:
+        raise PlanError(f"target '{target.name}' has no runtime: there is nothing to compare with")
+    runtime: Runtime = resolve(target.run)(artifact, program.sites)
+    engine = Engine(program, backend)
+    comparison = _Comparison(program, dict(stages or {}))
+    for inputs, labels in samples:
+        found = runtime.run(inputs)
+        missing = [site for site in program.sites if site not in found]
+        if missing:
+            raise ExportError(f"{artifact}: it has no tensor {missing[0]}; was it made from this program?")
+        comparison.add(engine, inputs, labels, found)
+    return comparison.verdict(runtime)
+
+
+class _Comparison:
+    """What is known after some batches; nothing of a batch is kept."""
+
+    def __init__(self, program: IntProgram, stages: dict[str, Stage]) -> None:
+        self.program = program
+        self.stages = stages
+        makers = {op.output: op for op in program.ops}
+        self.ops = {site: makers[site] for site in program.sites}
+        self.floats = {site for site, op in self.ops.items() if not comparable(program, op)}
+        self.reports = {
+            site: SiteReport(site, op.kind, str(op.execution), comparable=site not in self.floats)
+            for site, op in self.ops.items()
+        }
+        self.samples = 0
+        self.same: dict[str, int] = {}
+        self.right: dict[str, int] = {}
+        self.labelled = 0
+
+    def add(
+        self,
+        engine: Engine,
+        inputs: Sequence[Values],
+        labels: Values | None,
+        found: Mapping[str, Values],
+    ) -> None:
+        anchors = {site: found[site] for site in self.floats}
+        run = engine.run(inputs, keep=self.program.sites, anchors=anchors)
+        for site, codes in run.kept.items():
+            self.reports[site] = _updated(self.reports[site], codes, found[site], self.samples)
+        # Without float islands the anchored run is the whole program on its own.
+        free = run if not anchors else engine.run(inputs)
+        outputs = {name: stage(inputs) for name, stage in self.stages.items()}
+        outputs |= {"engine": free.outputs[0], "runtime": found[self.program.outputs[0]]}
+        self._decide(outputs, labels)
+        self.samples += len(inputs[0])
+
+    def _decide(self, outputs: Mapping[str, Values], labels: Values | None) -> None:
+        if any(output.ndim != 2 for output in outputs.values()):
+            return
+        decisions = {name: output.argmax(axis=-1) for name, output in outputs.items()}
+        for name, decision in decisions.items():
+            if name != "engine":
+                key = f"{name} and engine"
+                self.same[key] = self.same.get(key, 0) + int((decision == decisions["engine"]).sum())
+            if labels is not None:
+                self.right[name] = self.right.get(name, 0) + int((decision == labels).sum())
+        self.labelled += 0 if labels is None else len(labels)
+
+    def verdict(self, runtime: Runtime) -> Verdict:
+        if not self.samples:
+            raise DataError("there are no samples to compare on")
+        integer = runtime.integer_kernel_of([op.output for op in self.program.ops if op.macs])
+        total = sum(op.macs for op in self.program.ops)
+        fused = sum(op.macs for op in self.program.ops if integer.get(op.output, False))
+        reasons = {op.module: op.reason for op in self.program.ops if op.reason}
+        return Verdict(
+            target=self.program.target,
+            samples=self.samples,
+            sites=tuple(self.reports.values()),
+            cause=self._cause(integer),
+            agreement={name: n / self.samples for name, n in self.same.items()},
+            accuracy={name: n / self.labelled for name, n in self.right.items()},
+            integer_coverage=self.program.integer_coverage(),
+            integer_in_runtime=fused / total if total else 1.0,
+            floats=reasons,
+        )
+
+    def _cause(self, integer: Mapping[str, bool]) -> str:
+        """All inputs of the first differing operation are equal: the cause lies in itself."""
+        first = next((r for r in self.reports.values() if r.comparable and r.mismatches), None)
+        if first is None:
+            return ""
+        op = self.ops[first.site]
+        if op.execution is Execution.INTEGER and op.macs and not integer.get(op.output, False):
+            cause = "fusion: the runtime runs it in float32"
+        elif op.execution is Execution.COPY:
+            cause = "layout: codes that should only move were changed"
+        elif op.kind == "quantize":
+            cause = "input: the runtime rounds real inputs in another way"
+        elif first.largest == 1:
+            cause = "rounding: another formula, one code apart"
+        elif op.macs:
+            cause = "saturation or overflow of partial sums, or other weights or biases"
+        else:
+            cause = "another grid or formula"
+        return f"{first.site}: {op.kind}: {cause}"
+
+
+def comparable(program: IntProgram, op: Op) -> bool:
+    """Whether the codes that ``op`` makes are determined by codes, or by a quantized input."""
+    return op.kind != "quantize" or op.inputs[0] in program.inputs
+
+
+def _updated(report: SiteReport, mine: Values, theirs: Values, offset: int) -> SiteReport:
+    if mine.shape != theirs.shape:
+        raise ExportError(
+            f"{report.site}: the runtime gives codes of shape {theirs.shape}, the engine {mine.shape}"
+        )
+    report = replace(report, compared=report.compared + mine.size)
+    if np.array_equal(mine, theirs):
+        return report
+    distance = np.abs(mine.astype(np.int64) - theirs.astype(np.int64))
+    index = tuple(int(i) for i in np.unravel_index(int((distance > 0).argmax()), distance.shape))
+    return replace(
+        report,
+        mismatches=report.mismatches + int(np.count_nonzero(distance)),
+        largest=max(report.largest, int(distance.max())),
+        first=report.first or (offset + index[0], *index[1:]),
+    )
+
+
+def as_samples(batches: Iterable[tuple[Sequence[Any], Any]]) -> Samples:
+    """Batches of tensors as batches of arrays."""
+    for inputs, labels in batches:
+        yield [np.asarray(x) for x in inputs], None if labels is None else np.asarray(labels)
