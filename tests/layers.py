@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     # between the two
     "functions": frozenset({"core"}),
     "lower": PLAIN | {"core", "quant", "graph", "program", "functions"},
-    "verify": PLAIN | {"core", "program", "runtimes"},
+    "verify": PLAIN | {"core", "program", "runtimes", "data"},
     # on top
     "quantize": EVERYTHING,
     "result": EVERYTHING,
@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 """What each unit may import beside itself."""
 
-WITHOUT_TORCH = PLAIN | {"core", "program", "export", "runtimes", "targets"}
+WITHOUT_TORCH = PLAIN | {"core", "program", "export", "runtimes", "targets", "data", "verify"}
 STANDARD_LIBRARY_ONLY = frozenset({"errors", "catalog"})
 TORCH_BACKEND = "program/backends/torch*.py"
 TORCH_BACKEND_MODULE = "halfstep.program.backends.torch"

@@ -7,7 +7,6 @@ holds ``train_images`` and ``test_images`` (N, 3, 32, 32) uint8 with their int64
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ def make(folder: Path, out: Path, seed: int) -> None:
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], labels[chosen]
     part = out.with_suffix(".part.npz")
     np.savez_compressed(part, **arrays)
-    os.replace(part, out)
+    part.replace(out)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
 """Batches as users have them, brought into one form."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from halfstep.errors import DataError
 
-Batch = tuple[tuple[Tensor, ...], Tensor | None]
+T = TypeVar("T")
 LABELS = ("labels", "label", "targets", "target")
 
 
-def batches(data: Iterable[Any], inputs: Sequence[str]) -> Iterator[Batch]:
+def batches(
+    data: Iterable[Any], inputs: Sequence[str], convert: Callable[[Any], T]
+) -> Iterator[tuple[tuple[T, ...], T | None]]:
     """Inputs, and labels where there are any, of every batch.
 
-    A batch may be a tensor; a tuple or list of the inputs, with or without the labels at its end;
-    or a dict by input name, with or without ``"labels"``. Arrays of numpy count as tensors.
+    A batch may be a tensor or array; a tuple or list of the inputs, with or without the labels at
+    its end; or a dict by input name, with or without ``"labels"``.
+
+    Args:
+        data: the batches.
+        inputs: names of the inputs, in order.
+        convert: what every value becomes: ``torch.as_tensor`` or ``numpy.asarray``.
 
     Raises:
         DataError: a batch of another form, or no batch at all.
@@ -24,12 +28,15 @@ def batches(data: Iterable[Any], inputs: Sequence[str]) -> Iterator[Batch]:
     empty = True
     for index, batch in enumerate(data):
         empty = False
-        yield _batch(batch, inputs, index)
+        yield _batch(batch, inputs, index, convert)
     if empty:
         raise DataError("the data has no batch: it is empty, or an iterator that was used before")
 
 
-def _batch(batch: Any, inputs: Sequence[str], index: int) -> Batch:
+def _batch(
+    batch: Any, inputs: Sequence[str], index: int, convert: Callable[[Any], T]
+) -> tuple[tuple[T, ...], T | None]:
+    labels: Any = None
     if isinstance(batch, Mapping):
         missing = [name for name in inputs if name not in batch]
         if missing:
@@ -45,14 +52,12 @@ def _batch(batch: Any, inputs: Sequence[str], index: int) -> Batch:
         values = list(batch[: len(inputs)])
         labels = batch[-1] if len(batch) > len(inputs) else None
     else:
-        values, labels = [batch], None
-    tensors = tuple(_tensor(value, name, index) for name, value in zip(inputs, values, strict=True))
-    return tensors, None if labels is None else torch.as_tensor(labels)
-
-
-def _tensor(value: Any, name: str, index: int) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        found = type(value).__name__
-        raise DataError(f"{name}:in: batch {index}: asked for a tensor, found {found}") from error
+        values = [batch]
+    found = []
+    for name, value in zip(inputs, values, strict=True):
+        try:
+            found.append(convert(value))
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(value).__name__
+            raise DataError(f"{name}:in: batch {index}: asked for a tensor, found {kind}") from error
+    return tuple(found), None if labels is None else convert(labels)

@@ -5,11 +5,9 @@ grids become tensors of codes; where a float operation meets codes, a quantize o
 stands between them.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import fx
 
@@ -202,9 +200,7 @@ class _Lowering:
         name = f"{unit.name}:table"
         source = self._grid(unit.inputs[0])
         codes = np.arange(source.qtype.qmin, source.qtype.qmax + 1)
-        function: Callable[..., torch.Tensor] = TABLES[unit.kind]
-        real = function(torch.from_numpy(source.dequantize(codes)), **unit.attrs).numpy()
-        table = grid.quantize(real)
+        table = grid.quantize(TABLES[unit.kind](source.dequantize(codes), **unit.attrs))
         self.tensors[name] = Tensor(name, table.shape, None, table.dtype.name, table)
         return name
 

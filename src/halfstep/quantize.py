@@ -20,7 +20,7 @@ from halfstep.lower import lower
 from halfstep.progress import Progress, silent
 from halfstep.result import Result
 from halfstep.verdict import Verdict
-from halfstep.verify import Samples, Stage, Values, verify
+from halfstep.verify import Stage, Values, verify
 
 
 def quantize(
@@ -56,7 +56,7 @@ def quantize(
     table: Target = find("target", target)
     run = find("recipe", recipe)
     journal = Journal()
-    head, whole = _peek(data)
+    head, whole = peek(data)
     held = _Held(verify_samples)
     quantized: QuantizedModel = run(
         model, example_of(head, model), held.watch(whole), target=target,
@@ -76,7 +76,7 @@ def quantize(
         if verify_samples:
             with journal.step("verify", samples=verify_samples):
                 verdict = verify(
-                    program, path, held.samples(quantized), stages=stages(model, quantized)
+                    program, path, held.first(), stages=stages(model, quantized)
                 )
         return Result(quantized, program, (table.artifact, path.read_bytes()), verdict, journal)
 
@@ -107,7 +107,7 @@ def _first_tensor(outputs: Any) -> Tensor:
     return next(value for value in flat if isinstance(value, Tensor))
 
 
-def _peek(data: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
+def peek(data: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
     """The first batch, and all of them."""
     iterator = iter(data)
     try:
@@ -157,15 +157,19 @@ class _Held:
                 self.missing -= _size(batch)
             yield batch
 
-    def samples(self, model: QuantizedModel) -> Samples:
-        from halfstep.data import batches
+    def first(self) -> Iterator[Any]:
+        """The kept batches, the last one cut to the number that was asked for."""
+        for index, batch in enumerate(self.batches):
+            last = index == len(self.batches) - 1
+            yield _cut(batch, _size(batch) + min(self.missing, 0)) if last else batch
 
-        surplus = -min(self.missing, 0)
-        all_batches = list(batches(self.batches, model.graph.inputs))
-        for index, (inputs, labels) in enumerate(all_batches):
-            stop = len(inputs[0]) - (surplus if index == len(all_batches) - 1 else 0)
-            cut = None if labels is None else labels[:stop].numpy()
-            yield [value[:stop].numpy() for value in inputs], cut
+
+def _cut(batch: Any, size: int) -> Any:
+    if isinstance(batch, dict):
+        return {name: value[:size] for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(value[:size] for value in batch)
+    return batch[:size]
 
 
 def _size(batch: Any) -> int:

@@ -7,10 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from halfstep.errors import ExportError
 from halfstep.files import write_folder_atomically
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.program.ir import IntProgram
+from halfstep.program.serialize import save_program
 from halfstep.verdict import Verdict
 
 _PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
@@ -35,22 +37,41 @@ class Result:
     journal: Journal
 
     def save(self, folder: str | Path) -> None:
-        """Write the artifact, ``encodings.json``, ``plan.yaml``, ``program.txt`` and ``verdict.json``.
+        """Write the artifact and what explains it into ``folder``, which is replaced as a whole.
+
+        Beside the artifact: the program (``program.json`` and ``program.safetensors``, and for
+        people ``program.txt``), ``encodings.json``, ``plan.yaml`` and ``verdict.json``.
 
         Raises:
-            ExportError: the folder cannot be written; what stood there before is still there.
+            ExportError: the folder cannot be written, or holds other files; what stood there
+                before is still there.
         """
+        check_replaceable(Path(folder))
         write_folder_atomically(Path(folder), self._fill)
 
     def _fill(self, folder: Path) -> None:
         if self.artifact is not None:
             (folder / self.artifact[0]).write_bytes(self.artifact[1])
+        save_program(self.program, folder)
         (folder / "encodings.json").write_text(json.dumps(encodings(self.program), indent=1))
         self.model.plan.save(folder / "plan.yaml")
         (folder / "program.txt").write_text(f"{self.program}\n")
         if self.verdict is not None:
             proof = {"versions": versions(), **self.verdict.to_dict()}
             (folder / "verdict.json").write_text(json.dumps(proof, indent=1))
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ``ExportError`` if saving to ``folder`` would delete what Halfstep did not write."""
+    if not folder.is_dir():
+        return
+    entries = list(folder.iterdir())
+    saved = (folder / "encodings.json").is_file() and not any(path.is_dir() for path in entries)
+    if entries and not saved:
+        raise ExportError(
+            f"{folder}: it holds files of others, and saving replaces the whole folder; "
+            "choose a new or an empty one"
+        )
 
 
 def encodings(program: IntProgram) -> dict[str, Any]:

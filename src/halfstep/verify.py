@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from halfstep.catalog import find
 from halfstep.core.execution import Execution
 from halfstep.core.target import Target, resolve
-from halfstep.errors import DataError, ExportError, PlanError
+from halfstep.data import batches
+from halfstep.errors import ExportError, PlanError
 from halfstep.program.engine import Engine
 from halfstep.program.ir import IntProgram, Op
 from halfstep.verdict import SiteReport, Verdict
 
 Values = NDArray[np.generic]
-Samples = Iterable[tuple[Sequence[Values], Values | None]]
 Stage = Callable[[Sequence[Values]], Values]
 
 
@@ -41,7 +41,7 @@ class Runtime(Protocol):
 def verify(
     program: IntProgram,
     artifact: str | Path,
-    samples: Samples,
+    data: Iterable[Any],
     *,
     stages: Mapping[str, Stage] | None = None,
     backend: str = "torch",
@@ -51,13 +51,13 @@ def verify(
     Args:
         program: from ``lower``.
         artifact: the file of the program's target.
-        samples: batches of (inputs, labels or ``None``) as arrays.
+        data: batches, in any form that ``quantize`` takes.
         stages: other models whose decisions are compared, by name: float, fake-quantized.
         backend: of the engine: "torch", "torch:cuda" or "numpy", the reference.
 
     Raises:
         PlanError: the target has no runtime.
-        DataError: no samples, or of a wrong shape.
+        DataError: no batch, or one of a wrong form, shape or dtype.
         ExportError: the artifact is not one of this program.
     """
     target: Target = find("target", program.target)
@@ -66,7 +66,7 @@ def verify(
     runtime: Runtime = resolve(target.run)(artifact, program.sites)
     engine = Engine(program, backend)
     comparison = _Comparison(program, dict(stages or {}))
-    for inputs, labels in samples:
+    for inputs, labels in batches(data, program.inputs, np.asarray):
         found = runtime.run(inputs)
         missing = [site for site in program.sites if site not in found]
         if missing:
@@ -124,8 +124,6 @@ class _Comparison:
         self.labelled += 0 if labels is None else len(labels)
 
     def verdict(self, runtime: Runtime) -> Verdict:
-        if not self.samples:
-            raise DataError("there are no samples to compare on")
         integer = runtime.integer_kernel_of([op.output for op in self.program.ops if op.macs])
         total = sum(op.macs for op in self.program.ops)
         fused = sum(op.macs for op in self.program.ops if integer.get(op.output, False))
@@ -185,8 +183,3 @@ def _updated(report: SiteReport, mine: Values, theirs: Values, offset: int) -> S
         first=report.first or (offset + index[0], *index[1:]),
     )
 
-
-def as_samples(batches: Iterable[tuple[Sequence[Any], Any]]) -> Samples:
-    """Batches of tensors as batches of arrays."""
-    for inputs, labels in batches:
-        yield [np.asarray(x) for x in inputs], None if labels is None else np.asarray(labels)

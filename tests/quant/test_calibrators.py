@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as st_numpy
 from halfstep.core.grid import Affine
 from halfstep.core.qtype import INT8, INT8_NARROW, UINT8, QType
 from halfstep.errors import CalibrationError, UnknownNameError
+from halfstep.quant.calibrators import histogram as histogram_module
 from halfstep.quant.calibrators import mse
 from halfstep.quant.calibrators.base import Calibrator
 from halfstep.quant.calibrators.ema import Ema
@@ -91,10 +92,14 @@ def test_histogram_has_the_narrowest_width_that_fits(values):
     )
 
 
-def test_histogram_of_more_than_one_chunk_is_exact(monkeypatch):
-    monkeypatch.setattr("halfstep.quant.calibrators.histogram.CHUNK", 100)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_histogram_of_several_chunks_and_threads_is_exact(threads, monkeypatch):
+    monkeypatch.setattr(histogram_module, "CHUNK", 100)
+    monkeypatch.setattr(histogram_module, "WORTH_A_THREAD", 300)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     values = normal(1013)
-    histogram = histogram_of(values)
+    with torch.inference_mode():
+        histogram = histogram_of(values * 1)
     expected = counts_by_definition(values.numpy(), histogram.exponent)
     np.testing.assert_array_equal(histogram.counts, expected)
 

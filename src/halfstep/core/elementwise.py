@@ -73,6 +73,22 @@ def add_fused(
     return xp.round(fma(a, like(ra, a, "float32"), partial))
 
 
+def fused_swaps(shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> bool:
+    """Whether ONNX Runtime exchanges the operands of an addition, which ``add_fused`` can tell.
+
+    It does where ``a`` has size 1 along the axis of its inner loop: the last of the axes that both
+    shapes have (a scalar counts as one axis of size 1) along which either has more than one value,
+    or the first of those axes if there is none.
+
+    >>> [fused_swaps(*shapes) for shapes in (((3, 1), (3, 5)), ((3, 5), (3, 1)), ((5,), (3, 5)))]
+    [True, False, False]
+    >>> [fused_swaps(*shapes) for shapes in (((3, 1), (1,)), ((3, 1), (1, 1)), ((5,), ()))]
+    [True, False, False]
+    """
+    shared = list(zip(reversed(shape_a or (1,)), reversed(shape_b or (1,)), strict=False))
+    return next((pair for pair in shared if max(pair) > 1), shared[-1])[0] == 1
+
+
 def add_twenty_bits(
     a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
 ) -> Array:

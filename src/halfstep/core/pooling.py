@@ -12,7 +12,7 @@ every formula. Codes 3, 4: the mean 3.5 is a tie, 4 for all that round half to e
 [4, 4, 4]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -73,8 +73,27 @@ def average_half_away(
     return truncating_divide(raw + half, count)
 
 
+def average_dequantized(
+    windows: Iterable[Array], count: Array, scale_out: Scale, zero_out: int
+) -> Array:
+    """ONNX Runtime's average pool, in float32: ``rint(f32(f32(S / n) / s) + z)``.
+
+    Args:
+        windows: for each position in the window, in row order, the real values there, float32,
+            with 0 where the window reaches over the edge. They are added one after the other.
+        count: ``n``, how many of them each window averages, float32.
+        scale_out: scale of the output.
+        zero_out: the output code of real zero, added before the rounding.
+    """
+    first, *others = windows
+    total = sum(others, start=first)
+    scale = like(scale_out, total, "float32")
+    return array_namespace(total).round(total / count / scale + float(zero_out))
+
+
 MEAN: dict[str, Callable[..., Array]] = {
     "divided_scale": mean_divided_scale,
     "offset_inside": mean_offset_inside,
     "double_rounding": mean_double_rounding,
 }
+AVERAGE: dict[str, Callable[..., Array]] = {"dequantized": average_dequantized}

@@ -43,7 +43,14 @@ _ONE_31 = 1 << 31
 def like(values: ArrayLike, array: Array, dtype: str) -> Array:
     """Numpy ``values`` as an array of the library and on the device of ``array``."""
     xp = array_namespace(array)
-    return xp.asarray(np.asarray(values, dtype), device=device(array))
+    # A copy: torch cannot share memory that is read-only, as all constants of a program are.
+    return xp.asarray(np.array(values, dtype), device=device(array))
+
+
+def look_up(table: Array, index: Array) -> Array:
+    """``table[index]`` for a table of one axis and an integer index of any shape."""
+    xp = array_namespace(table, index)
+    return xp.reshape(xp.take(table, xp.reshape(index, (-1,)), axis=0), index.shape)
 
 
 def float_multiplier(scale_in: Scale, scale_weight: Scale, scale_out: Scale) -> Scale:
@@ -67,7 +74,7 @@ def float_scale(
     """
     xp = array_namespace(acc)
     multiplier = like(float_multiplier(scale_in, scale_weight, scale_out), acc, "float32")
-    return xp.round(xp.astype(acc, xp.float32) * multiplier) + zero_point
+    return xp.round(xp.astype(acc, xp.float32, copy=False) * multiplier) + zero_point
 
 
 def fixed_point_multiplier(real: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -95,7 +102,8 @@ def srdhm(a: Array, q: Array) -> Array:
     xp = array_namespace(a, q)
     product = a * q
     nudge = xp.where(product >= 0, 1 << 30, 1 - (1 << 30))
-    return xp.clip(truncating_divide(product + nudge, _ONE_31), -_ONE_31, _ONE_31 - 1)
+    high = truncating_divide(product + nudge, _ONE_31)
+    return xp.where(high == _ONE_31, _ONE_31 - 1, high)
 
 
 def truncating_divide(a: Array, divisor: int) -> Array:

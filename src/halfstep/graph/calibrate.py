@@ -94,8 +94,9 @@ def _calibrate_weights(model: QuantizedModel) -> None:
 
 def _watch(model: QuantizedModel, data: Iterable[Any], progress: Progress) -> int:
     seen = 0
+    prepared = batches(data, model.graph.inputs, torch.as_tensor)
     with torch.inference_mode():
-        for index, (inputs, _) in enumerate(progress(batches(data, model.graph.inputs), "calibrate")):
+        for index, (inputs, _) in enumerate(progress(prepared, "calibrate")):
             check_batch(model.graph, inputs, index)
             try:
                 model.module(*inputs)

@@ -151,14 +151,23 @@ def _split_attention(node: fx.Node) -> None:
         scores = insert_call(node, aten.add.Tensor, (scores, mask))
         scores.meta["mask"] = True
     weights = insert_call(node, aten.softmax.int, (scores, -1))
+    if mask is not None:
+        weights.meta["mask"] = True
     _replace(node, insert_call(node, aten.matmul.default, (weights, value)))
 
 
 def _additive(node: fx.Node, mask: fx.Node) -> fx.Node:
     """0 where a boolean mask is true; a number that softmax takes for minus infinity elsewhere."""
+    if "additive" in mask.meta:  # made for an earlier layer
+        made: fx.Node = mask.meta["additive"]
+        return made
     blocked = insert_call(node, aten.logical_not.default, (mask,))
     number = insert_call(node, aten.to.dtype, (blocked, torch.float32))
-    return insert_call(node, aten.mul.Tensor, (number, -1e9))
+    added = insert_call(node, aten.mul.Tensor, (number, -1e9))
+    for part in (blocked, number, added):
+        part.meta["mask"] = True
+    mask.meta["additive"] = added
+    return added
 
 
 def _masks(node: fx.Node) -> None:

@@ -13,6 +13,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from halfstep.errors import CaptureError, unknown_name
 from halfstep.graph.batchnorm import fold_batchnorm
 from halfstep.graph.canonical import canonicalize
+from halfstep.graph.constants import fold_constants
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 # Folding a batch norm and splitting attention reorder float32 arithmetic by this much, relative
@@ -62,6 +63,7 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
             expected = copy.deepcopy(model)(*args, **kwargs)
             _compare(module, example, expected, tolerance=0.0)
             canonicalize(module)
+            fold_constants(module)
             fold_batchnorm(module)
             _compare(module, example, expected, tolerance=_TOLERANCE)
     finally:

@@ -19,7 +19,7 @@ from halfstep.graph.ops import IDENTITIES, OpInfo, describe, is_computation, mac
 
 # Operations behind which an activation function costs nothing: it narrows the output codes.
 FUSING = ("conv", "conv_transpose", "linear", "matmul", "add", "sub", "mul", "avg_pool", "global_avg_pool")
-MASK_REASON = "it adds an attention mask, whose values no grid of few codes can hold"
+MASK_REASON = "an attention mask is among its values, which no grid of few codes can hold"
 
 
 @dataclass(frozen=True, eq=False)

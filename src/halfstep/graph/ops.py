@@ -264,6 +264,7 @@ OPS: dict[Any, Callable[[Node], OpInfo]] = {
     aten.bitwise_not.default: _plain("logical_not"),
     aten.where.self: _plain("where", 3),
     aten.to.dtype: _cast,
+    aten.to.device: _cast,
     aten._to_copy.default: _cast,
     aten.neg.default: _plain("neg"),
     aten.exp.default: _plain("exp"),

@@ -1,18 +1,37 @@
 """How large the accumulators of a program can get: computed from codes, never assumed."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from halfstep.core.execution import BATCH
 from halfstep.core.grid import Affine
 from halfstep.program.ir import IntProgram, Op
 
 # Operations whose second input is a constant weight.
 WEIGHTED = ("conv", "conv_transpose", "linear")
 
+# Integers below this are exact in float32, and so are their sums, in whatever order.
+FLOAT32_EXACT = 2**24
+
+# A sum is cut into at most so many parts; what would need more is added in float64.
+MOST_PARTS = 8
+
 
 def weight_axis(op: Op) -> int:
     """The axis of the weight that the output channels run along."""
     return 1 if op.kind == "conv_transpose" else 0
+
+
+def weight_scales(op: Op, weight: Affine) -> NDArray[np.float32]:
+    """The scale of the weights, or one for each output channel.
+
+    All groups of a transposed convolution share the scales along the axis of their outputs.
+    """
+    repeated = op.kind == "conv_transpose" and weight.axis is not None
+    return np.tile(weight.scale, op.attrs["groups"]) if repeated else weight.scale
 
 
 def largest_step(grid: Affine) -> int:
@@ -24,19 +43,44 @@ def largest_step(grid: Affine) -> int:
 def accumulator_bounds(program: IntProgram, op: Op) -> NDArray[np.int64]:
     """The largest ``|sum of products + bias|`` of each output channel, over all inputs.
 
-    For a matmul of two activations, whose codes are not known, the one bound for all channels.
+    For a matmul of two activations, whose codes are not known, the one bound for all channels;
+    no int32 holds a sum over the batch, which has no largest size.
     """
     steps = largest_step(program.grid(op.inputs[0]))
     if op.kind == "matmul":
         inner = program.tensor(op.inputs[0]).shape[-1]
-        return np.array([inner * steps * largest_step(program.grid(op.inputs[1]))], np.int64)
-    weight = program.tensor(op.inputs[1]).data
-    assert weight is not None, "check() has seen that weights are constants"
-    axis = weight_axis(op)
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    magnitude = np.abs(weight.astype(np.int64)).sum(axis=others)
-    if op.kind == "conv_transpose":
-        magnitude = np.tile(magnitude, op.attrs["groups"])
-    bias = program.tensors[op.inputs[2]].data if len(op.inputs) > 2 else np.int64(0)
-    assert bias is not None, "check() has seen that biases are constants"
-    return magnitude * steps + np.abs(bias.astype(np.int64))
+        terms = np.iinfo(np.int32).max if inner == BATCH else inner
+        return np.array([terms * steps * largest_step(program.grid(op.inputs[1]))], np.int64)
+    weight = program.constant(op.inputs[1])
+    # (groups, inputs of a group, outputs of a group, ...) for a transposed convolution
+    groups = op.attrs["groups"] if op.kind == "conv_transpose" else 1
+    grouped = np.abs(weight.astype(np.int64)).reshape(groups, -1, *weight.shape[1:])
+    kept = (0, 1 + weight_axis(op))
+    others = tuple(axis for axis in range(grouped.ndim) if axis not in kept)
+    bounds: NDArray[np.int64] = grouped.sum(axis=others).reshape(-1) * steps
+    if len(op.inputs) > 2:
+        bounds = bounds + np.abs(program.constant(op.inputs[2]).astype(np.int64))
+    return bounds
+
+
+def float32_parts(weight: NDArray[Any], steps: int, groups: int) -> list[slice]:
+    """Input channels in the fewest parts whose sums of products are exact in float32.
+
+    Args:
+        weight: codes, (outputs, inputs of a group, *kernel).
+        steps: the largest ``|code - zero_point|`` of the input.
+        groups: with more than one, only all channels at once will do.
+
+    Returns:
+        Slices of the second axis of ``weight``; none if float64 is needed.
+    """
+    magnitude = np.abs(weight.astype(np.int64)).reshape(*weight.shape[:2], -1).sum(axis=2) * steps
+    channels = weight.shape[1]
+    for n_parts in range(1, min(channels, MOST_PARTS if groups == 1 else 1) + 1):
+        edges = [channels * i // n_parts for i in range(n_parts + 1)]
+        parts = [slice(*pair) for pair in itertools.pairwise(edges)]
+        if n_parts == 1:
+            parts = [slice(None)]
+        if all(magnitude[:, part].sum(axis=1).max() < FLOAT32_EXACT for part in parts):
+            return parts
+    return []

@@ -4,23 +4,41 @@
 
 1. order: an operation reads only inputs, constants and earlier outputs; names are made once.
 2. worlds: codes and real values meet only in quantize and dequantize.
-3. codes: constant codes lie within their type; a clamp lies within the output's type.
+3. codes: constant codes lie within their type, and so does a clamp; computed codes have one scale;
+   a table has an entry, of the output's type, for every input code.
 4. copies: an operation that copies has one grid for all its data inputs and its output.
-5. formulas: every integer and dequantized operation names a formula or needs none.
+5. formulas: every integer and dequantized operation names a formula of its kind, or needs none.
 6. bias: int32, zero point 0, scale exactly ``f32(scale_in * scale_weight)``.
-7. weights: symmetric; per channel only along the axis that the output keeps.
+7. weights: constant and symmetric; per channel only along the axis that the output keeps.
 8. accumulators: the largest possible absolute sum stays below 2^31.
 """
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 
-from halfstep.errors import ProgramError
-from halfstep.program.bounds import WEIGHTED, accumulator_bounds, weight_axis
+from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
+from halfstep.core.pooling import AVERAGE, MEAN
+from halfstep.core.requant import ACCUMULATOR
+from halfstep.core.softmax import SOFTMAX
+from halfstep.errors import ProgramError
+from halfstep.program.bounds import WEIGHTED, accumulator_bounds, weight_axis, weight_scales
 from halfstep.program.ir import IntProgram, Op
 
 _CODES = (Execution.INTEGER, Execution.DEQUANTIZED, Execution.COPY)
+_SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
+FORMULAS: Mapping[str, Collection[str]] = {
+    **{kind: ACCUMULATOR.keys() for kind in _SUMS},
+    "add": ADD.keys(),
+    "sub": SUB.keys(),
+    "mul": MUL.keys(),
+    "avg_pool": AVERAGE.keys(),
+    "global_avg_pool": MEAN.keys(),
+    "softmax": SOFTMAX.keys(),
+    "quantize": QUANTIZE.keys(),
+}
 
 
 def check(program: IntProgram) -> IntProgram:
@@ -37,6 +55,7 @@ def check(program: IntProgram) -> IntProgram:
         known.add(op.output)
         _check_worlds(program, op)
         _check_codes(program, op)
+        _check_formula(program, op)
         if op.execution in _CODES:
             _check_integer(program, op)
     absent = [name for name in program.outputs if name not in known]
@@ -54,9 +73,9 @@ def _check_worlds(program: IntProgram, op: Op) -> None:
     codes_in = [program.tensor(name).grid is not None for name in op.inputs]
     codes_out = program.tensor(op.output).grid is not None
     if op.execution is Execution.EDGE:
+        crosses = codes_in[0] != codes_out and codes_out == (op.kind == "quantize")
         found = f"{op.kind} from {'codes' if codes_in[0] else 'real'}"
-        _require(op.kind in ("quantize", "dequantize"), op, "worlds", found)
-        _require(codes_in[0] != codes_out and codes_out == (op.kind == "quantize"), op, "worlds", found)
+        _require(op.kind in ("quantize", "dequantize") and crosses, op, "worlds", found)
     elif op.execution is Execution.FLOAT:
         _require(not any(codes_in) and not codes_out, op, "worlds", "a float op with codes")
     else:
@@ -72,10 +91,19 @@ def _check_codes(program: IntProgram, op: Op) -> None:
         qtype = tensor.grid.qtype
         inside = qtype.qmin <= low and high <= qtype.qmax
         _require(inside, op, "codes", f"{name} has codes {low} to {high}, its type is {qtype}")
+    grid = program.tensor(op.output).grid
+    if grid is None:
+        return
+    _require(grid.axis is None, op, "codes", f"computed codes with scales along axis {grid.axis}")
     if op.clamp is not None:
-        qtype = program.grid(op.output).qtype
-        inside = qtype.qmin <= op.clamp[0] <= op.clamp[1] <= qtype.qmax
-        _require(inside, op, "codes", f"clamp {op.clamp} does not fit {qtype}")
+        inside = grid.qtype.qmin <= op.clamp[0] <= op.clamp[1] <= grid.qtype.qmax
+        _require(inside, op, "codes", f"clamp {op.clamp} does not fit {grid.qtype}")
+    if op.kind == "lookup":
+        source, table = program.grid(op.inputs[0]).qtype, program.constant(op.inputs[1])
+        n_codes = source.qmax - source.qmin + 1
+        _require(table.shape == (n_codes,), op, "codes", f"a table of {table.shape} for {source}")
+        inside = grid.qtype.qmin <= table.min() and table.max() <= grid.qtype.qmax
+        _require(inside, op, "codes", f"a table with codes outside of {grid.qtype}")
 
 
 def _check_integer(program: IntProgram, op: Op) -> None:
@@ -85,13 +113,31 @@ def _check_integer(program: IntProgram, op: Op) -> None:
         same = all(grid is None or grid.same_as(out) for grid in grids)
         _require(same, op, "copies", f"grids {[str(g) for g in grids]} and {out}")
         return
-    named = op.formula is not None or op.kind in _WITHOUT_FORMULA
-    _require(named, op, "formulas", "no requantization formula")
     if op.kind in WEIGHTED:
         _check_weighted(program, op)
+    if op.kind in _SUMS:
+        bounds = accumulator_bounds(program, op)
+        found = f"accumulators may reach {bounds.max()} in channel {bounds.argmax()}"
+        _require(int(bounds.max()) < 2**31, op, "accumulators", found)
+
+
+def _check_formula(program: IntProgram, op: Op) -> None:
+    known = FORMULAS.get(op.kind, ())
+    if op.formula is None:
+        # A quantize without one divides: the meaning of every grid.
+        needed = op.execution in _CODES[:2] and op.kind not in _WITHOUT_FORMULA
+        _require(not needed, op, "formulas", f"no formula; {op.kind} has {', '.join(known)}")
+        return
+    found = f"formula {op.formula!r}; {op.kind} has {', '.join(known) or 'none'}"
+    _require(op.formula in known, op, "formulas", found)
+    if (op.kind, op.formula) == ("softmax", "table"):
+        qtype = program.grid(op.inputs[0]).qtype
+        _require(qtype.bits <= 8, op, "formulas", f"a softmax by table of {qtype}, not of 8 bits")
 
 
 def _check_weighted(program: IntProgram, op: Op) -> None:
+    constant = all(program.tensor(name).data is not None for name in op.inputs[1:])
+    _require(constant, op, "weights", "weights or biases that are computed")
     weight = program.grid(op.inputs[1])
     _require(not np.any(weight.zero_point), op, "weights", "weights with a zero point")
     wanted = weight_axis(op)
@@ -99,9 +145,8 @@ def _check_weighted(program: IntProgram, op: Op) -> None:
         weight.axis in (None, wanted), op, "weights", f"axis {weight.axis}, not None or {wanted}"
     )
     if len(op.inputs) > 2:
-        bias, scale = program.grid(op.inputs[2]), program.grid(op.inputs[0]).scale * weight.scale
+        bias = program.grid(op.inputs[2])
+        scale = program.grid(op.inputs[0]).scale * weight_scales(op, weight)
         exact = bias.qtype.bits == 32 and np.array_equal(bias.scale, scale)
-        _require(exact, op, "bias", f"bias is {bias}, not int32 on scale_in * scale_weight")
-    largest = int(accumulator_bounds(program, op).max())
-    found = f"accumulators may reach {largest} in channel {accumulator_bounds(program, op).argmax()}"
-    _require(largest < 2**31, op, "accumulators", found)
+        found = f"bias is {bias}, not int32 on scale_in * scale_weight with zero point 0"
+        _require(exact and not np.any(bias.zero_point), op, "bias", found)

@@ -8,23 +8,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.errors import DataError, RuntimeUnavailableError, unknown_name
+from halfstep.core.execution import BATCH
+from halfstep.errors import DataError, ProgramError, RuntimeUnavailableError, unknown_name
 from halfstep.program.backends.base import Backend
 from halfstep.program.backends.numpy import NumpyBackend
-from halfstep.program.bounds import WEIGHTED, accumulator_bounds
-from halfstep.core.execution import BATCH, Execution
-from halfstep.program.ir import IntProgram, Op
-from halfstep.program.kernels import KERNELS
-from halfstep.program.kernels.call import Call
+from halfstep.program.ir import IntProgram, Op, Tensor, sizes
+from halfstep.program.kernels import KERNELS, NEED_BATCH
+from halfstep.program.kernels.setup import Setup, Step
 
 Array = Any
-Values = NDArray[np.generic]
-
-# Integers up to here are exact in float32, in whatever order they are added.
-_FLOAT32_EXACT = 2**24
+Values = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +31,15 @@ class Run:
 
 
 class Engine:
-    """Runs ``program``; constants are moved to the backend once."""
+    """Runs ``program``; constants are moved to the backend, and kernels prepared, once.
+
+    Args:
+        program: one that ``check`` accepts.
+        backend: ``"numpy"``, ``"torch"`` or ``"torch:DEVICE"``.
+
+    Raises:
+        ProgramError: an operation that the engine has no kernel for.
+    """
 
     def __init__(self, program: IntProgram, backend: str = "numpy") -> None:
         self.program = program
@@ -46,7 +49,7 @@ class Engine:
             for name, tensor in program.tensors.items()
             if tensor.data is not None
         }
-        self._exact = {op.output: _float32_is_exact(program, op) for op in program.ops}
+        self._steps = [_step(program, op, self.backend) for op in program.ops]
         self._last_use = _last_uses(program)
 
     def run(
@@ -58,55 +61,85 @@ class Engine:
         """One batch through the program.
 
         Args:
-            inputs: float32 (or int64) arrays in the order of ``program.inputs``.
-            keep: names of tensors to return as well.
+            inputs: arrays in the order of ``program.inputs``, of their shapes and dtypes.
+            keep: names of computed tensors to return as well.
             anchors: values that replace computed tensors: the codes that a runtime made from a
                 float island, so that what follows is compared on equal inputs.
 
         Raises:
-            DataError: an input of another shape than the program's.
+            DataError: an input or an anchor of another shape or dtype than the program's.
+            UnknownNameError: ``keep`` or ``anchors`` names what the program does not compute.
         """
-        self._check_inputs(inputs)
-        batch = len(inputs[0])
-        given = {name: self.backend.asarray(value) for name, value in (anchors or {}).items()}
+        anchors = anchors or {}
+        named = dict(zip(self.program.inputs, inputs, strict=False))
+        batch = self._check(inputs, named, keep, anchors)
         live = dict(self._constants)
-        live |= {n: self.backend.asarray(v) for n, v in zip(self.program.inputs, inputs, strict=True)}
+        live |= {name: self.backend.asarray(value) for name, value in named.items()}
         kept: dict[str, Values] = {}
-        for index, op in enumerate(self.program.ops):
-            value = given[op.output] if op.output in given else self._run_op(op, live, batch)
-            live[op.output] = value
-            if op.output in keep:
-                kept[op.output] = self.backend.to_numpy(value)
-            for name in self._last_use.get(index, ()):
-                del live[name]
-        outputs = tuple(self.backend.to_numpy(live[name]) for name in self.program.outputs)
-        return Run(outputs, kept)
+        with self.backend.computing():
+            for index, (op, step) in enumerate(zip(self.program.ops, self._steps, strict=True)):
+                if op.output in anchors:
+                    live[op.output] = self.backend.asarray(anchors[op.output])
+                else:
+                    extra = (batch,) if op.kind in NEED_BATCH else ()
+                    live[op.output] = step(*(live[name] for name in op.inputs), *extra)
+                if op.output in keep:
+                    kept[op.output] = self._values(op.output, live)
+                for name in self._last_use.get(index, ()):
+                    del live[name]
+        return Run(tuple(self._values(name, live) for name in self.program.outputs), kept)
 
-    def _run_op(self, op: Op, live: Mapping[str, Array], batch: int) -> Array:
-        call = Call(
-            op=op,
-            inputs=tuple(live[name] for name in op.inputs),
-            grids=tuple(self.program.tensors[name].grid for name in op.inputs),
-            out=self.program.tensors[op.output],
-            batch=batch,
-            float32_is_exact=self._exact[op.output],
-            backend=self.backend,
-        )
-        return KERNELS[op.execution, op.kind](call)
+    def _values(self, name: str, live: Mapping[str, Array]) -> Values:
+        dtype = self.program.tensor(name).dtype
+        return self.backend.to_numpy(live[name]).astype(dtype, copy=False)
 
-    def _check_inputs(self, inputs: Sequence[Values]) -> None:
+    def _check(
+        self,
+        inputs: Sequence[Values],
+        named: Mapping[str, Values],
+        keep: Collection[str],
+        anchors: Mapping[str, Values],
+    ) -> int:
+        """Refuse what does not fit the program; return the number of samples."""
         if len(inputs) != len(self.program.inputs):
             raise DataError(
                 f"the program takes {len(self.program.inputs)} inputs "
                 f"({', '.join(self.program.inputs)}), found {len(inputs)}"
             )
-        for name, value in zip(self.program.inputs, inputs, strict=True):
-            wanted = self.program.tensors[name].shape
-            fits = len(wanted) == value.ndim and all(
-                w in (BATCH, s) for w, s in zip(wanted, value.shape, strict=True)
-            )
-            if not fits:
-                raise DataError(f"{name}: asked for shape {wanted}, found {tuple(value.shape)}")
+        computed = {op.output for op in self.program.ops}
+        for name in (*keep, *anchors):
+            if name not in computed:
+                raise unknown_name("computed tensor", name, computed)
+        for name, value in (*named.items(), *anchors.items()):
+            _check_array(self.program.tensor(name), value)
+        batches = {
+            value.shape[axis]
+            for name, value in named.items()
+            for axis, size in enumerate(self.program.tensor(name).shape)
+            if size == BATCH
+        }
+        if len(batches) > 1:
+            raise DataError(f"the inputs hold different numbers of samples: {sorted(batches)}")
+        return int(batches.pop()) if batches else 1
+
+
+def _check_array(tensor: Tensor, value: Values) -> None:
+    fits = len(tensor.shape) == value.ndim and all(
+        wanted in (BATCH, size) for wanted, size in zip(tensor.shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise DataError(
+            f"{tensor.name}: asked for shape {sizes(tensor.shape)}, found {sizes(value.shape)}"
+        )
+    if value.dtype.name != tensor.dtype:
+        raise DataError(f"{tensor.name}: asked for {tensor.dtype}, found {value.dtype.name}")
+
+
+def _step(program: IntProgram, op: Op, backend: Backend) -> Step:
+    kernel = KERNELS.get((op.execution, op.kind))
+    if kernel is None:
+        raise ProgramError(f"{op.output}: the engine has no {op.execution} kernel for {op.kind}")
+    return kernel(Setup(program, op, backend))
 
 
 def make_backend(name: str) -> Backend:
@@ -118,21 +151,10 @@ def make_backend(name: str) -> Backend:
         try:
             from halfstep.program.backends.torch import TorchBackend
         except ImportError as error:
-            raise RuntimeUnavailableError("the torch backend needs torch: pip install torch") from error
+            message = "the torch backend needs torch: pip install torch"
+            raise RuntimeUnavailableError(message) from error
         return TorchBackend(device or "cpu")
     raise unknown_name("backend", name, ["numpy", "torch", "torch:cuda"])
-
-
-def _float32_is_exact(program: IntProgram, op: Op) -> bool:
-    """Whether the sums of products of ``op``, before its bias, are exact in float32."""
-    if op.execution is not Execution.INTEGER or op.kind not in (*WEIGHTED, "matmul"):
-        return True
-    bound = accumulator_bounds(program, op)
-    if len(op.inputs) > 2:
-        bias = program.tensors[op.inputs[2]].data
-        assert bias is not None
-        bound = bound - np.abs(bias.astype(np.int64))
-    return int(bound.max()) < _FLOAT32_EXACT
 
 
 def _last_uses(program: IntProgram) -> dict[int, list[str]]:

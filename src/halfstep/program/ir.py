@@ -1,7 +1,8 @@
 """The integer program: frozen, printable, numpy data only.
 
 A program is a list of operations over named tensors, in order of execution. A tensor with a grid
-holds codes; one without holds float32 (or int64, bool) values. Every operation says how it runs (``Execution``).
+holds codes; one without holds float32 (or int64, bool) values. Every operation says how it runs
+(``Execution``).
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,12 @@ from numpy.typing import NDArray
 from halfstep.core.execution import BATCH, Execution
 from halfstep.core.grid import Affine
 from halfstep.errors import unknown_name
+
+
+def sizes(shape: tuple[int, ...]) -> str:
+    """``(BATCH, 3, 4)`` as "Nx3x4", and no sizes as "scalar"."""
+    return "x".join("N" if size == BATCH else str(size) for size in shape) or "scalar"
+
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
@@ -43,9 +50,8 @@ class Tensor:
             object.__setattr__(self, "data", data)
 
     def __str__(self) -> str:
-        sizes = "x".join("N" if size == BATCH else str(size) for size in self.shape)
         kind = str(self.grid) if self.grid else self.dtype
-        return f"%{self.name} [{sizes}] {kind}"
+        return f"%{self.name} [{sizes(self.shape)}] {kind}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +86,11 @@ class Op:
         object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
 
     def __str__(self) -> str:
-        words = [f"{key}={value}" for key, value in self.attrs.items()]
-        words += [f"clamp={self.clamp}"] if self.clamp else []
         how = f"{self.execution}:{self.formula}" if self.formula else str(self.execution)
-        inputs = ", ".join(f"%{name}" for name in self.inputs)
-        return f"%{self.output} = {self.kind}({inputs}) {' '.join(words)} [{how}]"
+        words = [f"%{self.output} = {self.kind}({', '.join(f'%{name}' for name in self.inputs)})"]
+        words += [f"{key}={value}" for key, value in self.attrs.items()]
+        words += [f"clamp={self.clamp}"] if self.clamp else []
+        return " ".join([*words, f"[{how}]"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +126,13 @@ class IntProgram:
         if grid is None:
             raise TypeError(f"{name} holds real values, not codes")
         return grid
+
+    def constant(self, name: str) -> NDArray[Any]:
+        """The values of a constant."""
+        data = self.tensor(name).data
+        if data is None:
+            raise TypeError(f"{name} is computed, not a constant")
+        return data
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from halfstep.errors import PlanError
 from halfstep.graph.calibrate import calibrate
 from halfstep.graph.capture import Example, capture
 from halfstep.graph.insert import QuantizedModel, prepare
-from halfstep.graph.plan import make_plan
+from halfstep.graph.plan import Plan, make_plan
 from halfstep.journal import Journal
 from halfstep.progress import Progress
 
@@ -25,6 +26,7 @@ def ptq(
     target: str,
     journal: Journal,
     progress: Progress,
+    plan: Plan | None = None,
     **choices: Any,
 ) -> QuantizedModel:
     """A calibrated model, ready to be lowered.
@@ -36,12 +38,20 @@ def ptq(
         target: where it will run.
         journal: where the steps are recorded.
         progress: shows how far the calibration is.
+        plan: what to do with every site; made from the choices if there is none.
         **choices: of ``make_plan``: weights, activations, calibrator, ...
+
+    Raises:
+        PlanError: the plan is of another target or graph, or choices were given as well.
     """
+    if plan is not None and choices:
+        raise PlanError(f"a plan leaves no choice of {', '.join(choices)}; change the plan instead")
+    if plan is not None and plan.target != target:
+        raise PlanError(f"the plan is for target '{plan.target}', asked for was '{target}'")
     with journal.step("capture"):
         graph = capture(model, example)
     with journal.step("plan", target=target):
-        plan = make_plan(graph, target, **choices)
+        plan = plan or make_plan(graph, target, **choices)
     with journal.step("prepare"):
         quantized = prepare(graph, plan)
     with journal.step("calibrate") as record:

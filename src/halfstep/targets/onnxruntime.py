@@ -51,7 +51,7 @@ RULES = {
     "sub": OpRule(Execution.DEQUANTIZED, "dequantized", f"{_FLOAT_KERNEL}: float32 between codes"),
     "avg_pool": OpRule(_INTEGER, "dequantized", refuses=_average),
     "global_avg_pool": OpRule(_INTEGER, "divided_scale", refuses=_images_only),
-    "softmax": OpRule(_INTEGER, "dequantized", refuses=_last_axis, output_calibrator="unit_interval"),
+    "softmax": OpRule(_INTEGER, "table", refuses=_last_axis, output_calibrator="unit_interval"),
     "sigmoid": OpRule(_INTEGER),
     "leaky_relu": OpRule(_INTEGER),
     **{kind: _BETWEEN for kind in ("relu", "clamp", "tanh", "gelu", "hardswish", "hardsigmoid")},

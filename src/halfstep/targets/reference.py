@@ -19,6 +19,7 @@ TARGET = replace(
     rules={
         **onnxruntime.RULES,
         "conv_transpose": OpRule(Execution.INTEGER, "float"),
+        "softmax": replace(onnxruntime.RULES["softmax"], formula="dequantized"),
         **{kind: OpRule(Execution.INTEGER) for kind in _TABLES},
     },
     activation_bits=(2, 16),

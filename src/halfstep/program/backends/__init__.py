@@ -1,1 +1,1 @@
-"""Where the engine's arrays live. The kernels are the same; a backend adds what the array API lacks."""
+"""Where the engine's arrays live: the kernels are the same on each, a backend adds the rest."""

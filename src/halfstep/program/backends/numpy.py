@@ -1,15 +1,28 @@
 """The reference backend: numpy on the CPU."""
 
 import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import array_api_compat.numpy
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class NumpyBackend:
     """Numpy arrays; a convolution is one matrix product for each kernel tap."""
+
+    xp: Any = array_api_compat.numpy
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """What is too large for float32 is infinite, which saturates: so do torch and runtimes."""
+        with np.errstate(over="ignore"):
+            yield
 
     def asarray(self, values: Array) -> Array:
         """The values themselves."""
@@ -19,8 +32,34 @@ class NumpyBackend:
         """The values themselves."""
         return np.asarray(array)
 
+    def dtype(self, name: str) -> Any:
+        """See ``Backend.dtype``."""
+        return np.dtype(name)
+
+    def saturate(self, codes: Array, low: int, high: int, dtype: str) -> Array:
+        """See ``Backend.saturate``."""
+        return np.asarray(np.clip(codes, low, high).astype(dtype))
+
+    def erf(self, x: Array) -> Array:
+        """See ``Backend.erf``."""
+        return np.asarray(np.vectorize(math.erf, otypes=[x.dtype])(x))
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """See ``Backend.matmul``."""
+        return np.asarray(a @ b)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """See ``Backend.linear``."""
+        return np.asarray(x @ weight.T if bias is None else x @ weight.T + bias)
+
     def convolve(
-        self, x: Array, weight: Array, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
     ) -> Array:
         """See ``Backend.convolve``."""
         n, channels, *sizes = x.shape
@@ -38,5 +77,8 @@ class NumpyBackend:
             )
             patch = x[(slice(None), slice(None), *window)]
             patch = patch.reshape(n, groups, channels // groups, -1)
-            out += np.matmul(grouped[(..., *tap)], patch)
+            at: Any = (..., *tap)
+            out += np.matmul(grouped[at], patch)
+        if bias is not None:
+            out += bias.reshape(groups, -1, 1)
         return out.reshape(n, -1, *out_sizes)

@@ -1,15 +1,14 @@
-"""One file a family of operations; each kernel turns a ``Call`` into the output array.
+"""One file a family of operations; a kernel prepares one operation and returns its step.
 
-``KERNELS[execution, kind]`` is the table that the engine reads.
+``KERNELS[execution, kind]`` is the table that the engine reads. A step is given the input arrays;
+the steps of ``NEED_BATCH`` are given the number of samples as well, which their inputs do not show.
 """
-
-from collections.abc import Callable
 
 from halfstep.core.execution import Execution
 from halfstep.program.kernels import copies, edges, elementwise, floats, pool, softmax, weighted
-from halfstep.program.kernels.call import Array, Call
+from halfstep.program.kernels.setup import Kernel
 
-Kernel = Callable[[Call], Array]
+NEED_BATCH = frozenset({"expand"})
 
 _INTEGER: dict[str, Kernel] = {
     "conv": weighted.conv,

@@ -1,62 +1,104 @@
 """Operations that move values and never change them: the same code for codes and real values."""
 
-from array_api_compat import array_namespace
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from halfstep.core.execution import BATCH
-from halfstep.program.kernels.call import Array, Call
+from halfstep.program.kernels.setup import Array, Setup, Step
+
+# PyTorch's names of the ways to pad, and numpy's.
+_REPEATING: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def reshape(call: Call) -> Array:
+def reshape(setup: Setup) -> Step:
     """To the shape of the output; ``BATCH`` is whatever is left."""
-    return array_namespace(call.inputs[0]).reshape(call.inputs[0], call.op.attrs["shape"])
+    return lambda x: setup.xp.reshape(x, setup.attrs["shape"])
 
 
-def transpose(call: Call) -> Array:
+def transpose(setup: Setup) -> Step:
     """Permute the axes."""
-    return array_namespace(call.inputs[0]).permute_dims(call.inputs[0], call.op.attrs["perm"])
+    return lambda x: setup.xp.permute_dims(x, setup.attrs["perm"])
 
 
-def slice_(call: Call) -> Array:
+def slice_(setup: Setup) -> Step:
     """``[start:stop:step]`` along one axis."""
-    attrs = call.op.attrs
-    window = slice(attrs["start"], attrs["stop"], attrs["step"])
-    return call.inputs[0][(slice(None),) * attrs["axis"] + (window,)]
+    window = slice(setup.attrs["start"], setup.attrs["stop"], setup.attrs["step"])
+    index = (slice(None),) * setup.attrs["axis"] + (window,)
+    return lambda x: x[index]
 
 
-def pad(call: Call) -> Array:
-    """Pad every axis by (before, after) with real zero, which is the code ``zero_point``."""
-    x = call.inputs[0]
-    xp = array_namespace(x)
-    value = call.op.attrs["value"] if call.grids[0] is None else int(call.grid(0).zero_point)
-    for axis, (before, after) in enumerate(call.op.attrs["padding"]):
-        for size, at_front in ((before, True), (after, False)):
-            if size:
-                shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
-                margin = xp.full(shape, value, dtype=x.dtype, device=x.device)
-                x = xp.concat([margin, x] if at_front else [x, margin], axis=axis)
-    return x
+def pad(setup: Setup) -> Step:
+    """Pad every axis by (before, after): real zero is the code ``zero_point``."""
+    margins, mode = setup.attrs["padding"], setup.attrs["mode"]
+    codes = setup.program.tensor(setup.op.inputs[0]).grid is not None
+    if mode == "constant":
+        value = setup.zero(0) if codes else setup.attrs["value"]
+        return lambda x: padded(setup.xp, x, margins, value)
+
+    def run(x: Array) -> Array:
+        for axis, margin in enumerate(margins):
+            if margin != (0, 0):
+                index = np.pad(np.arange(x.shape[axis]), margin, mode=_REPEATING[mode])
+                x = setup.xp.take(x, setup.constant(index, "int64"), axis=axis)
+        return x
+
+    return run
 
 
-def concat(call: Call) -> Array:
+def padded(xp: Any, x: Array, margins: Sequence[tuple[int, int]], value: float) -> Array:
+    """``x`` with its last axes padded by (before, after); negative margins crop."""
+    n_leading = x.ndim - len(margins)
+    head = (slice(None),) * n_leading
+    kept = [
+        slice(max(-before, 0), size - max(-after, 0))
+        for (before, after), size in zip(margins, x.shape[n_leading:], strict=True)
+    ]
+    x = x[(*head, *kept)]
+    outer = [(max(before, 0), max(after, 0)) for before, after in margins]
+    if not any(map(any, outer)):
+        return x
+    inside = [
+        slice(before, before + size)
+        for (before, _), size in zip(outer, x.shape[n_leading:], strict=True)
+    ]
+    sizes = [
+        before + size + after
+        for (before, after), size in zip(outer, x.shape[n_leading:], strict=True)
+    ]
+    out = xp.full((*x.shape[:n_leading], *sizes), value, dtype=x.dtype, device=x.device)
+    out[(*head, *inside)] = x
+    return out
+
+
+def concat(setup: Setup) -> Step:
     """Join along one axis."""
-    return array_namespace(*call.inputs).concat(list(call.inputs), axis=call.op.attrs["axis"])
+    return lambda *parts: setup.xp.concat(parts, axis=setup.attrs["axis"])
 
 
-def expand(call: Call) -> Array:
-    """Repeat axes of size 1; ``BATCH`` stands for the number of samples."""
-    shape = tuple(call.batch if size == BATCH else size for size in call.op.attrs["shape"])
-    return array_namespace(call.inputs[0]).broadcast_to(call.inputs[0], shape)
+def expand(setup: Setup) -> Step:
+    """Repeat axes of size 1; ``BATCH`` stands for the number of samples, the last argument."""
+
+    def run(x: Array, batch: int) -> Array:
+        shape = tuple(batch if size == BATCH else size for size in setup.attrs["shape"])
+        return setup.xp.broadcast_to(x, shape)
+
+    return run
 
 
-def upsample_nearest(call: Call) -> Array:
+def upsample_nearest(setup: Setup) -> Step:
     """Repeat each value along the spatial axes by an integer factor."""
-    x = call.inputs[0]
-    xp = array_namespace(x)
-    for axis, factor in enumerate(call.op.attrs["factors"], start=2):
-        x = xp.repeat(x, factor, axis=axis)
-    return x
+
+    def run(x: Array) -> Array:
+        for axis, factor in enumerate(setup.attrs["factors"], start=2):
+            x = setup.xp.repeat(x, factor, axis=axis)
+        return x
+
+    return run
 
 
-def embedding(call: Call) -> Array:
+def embedding(setup: Setup) -> Step:
     """Rows of the table (first input) chosen by integer indices (second input)."""
-    return call.inputs[0][call.inputs[1]]
+    del setup
+    return lambda table, index: table[index]

@@ -1,20 +1,21 @@
 """Where codes begin and end."""
 
-from array_api_compat import array_namespace
-
 from halfstep.core.elementwise import QUANTIZE
-from halfstep.program.kernels.call import Array, Call
+from halfstep.program.kernels.setup import Array, Setup, Step
 
 
-def quantize(call: Call) -> Array:
+def quantize(setup: Setup) -> Step:
     """Real values to codes, by the operation's formula."""
-    grid = call.out_grid
-    formula = QUANTIZE[call.op.formula or "division"]
-    real = call.inputs[0]
-    xp = array_namespace(real)
-    return call.saturate(formula(xp.astype(real, xp.float32), grid.scale, int(grid.zero_point)))
+    grid = setup.out_grid
+    formula = QUANTIZE[setup.op.formula or "division"]
+
+    def run(real: Array) -> Array:
+        real = setup.xp.astype(real, setup.xp.float32, copy=False)
+        return setup.saturate(formula(real, grid.scale, int(grid.zero_point)))
+
+    return run
 
 
-def dequantize(call: Call) -> Array:
+def dequantize(setup: Setup) -> Step:
     """Codes to real values."""
-    return call.dequantize(0)
+    return lambda codes: setup.dequantize(0, codes)

@@ -6,161 +6,160 @@ promised: a verdict never counts codes that were made from them as proven.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
 
 from halfstep.program.kernels import copies, pool
-from halfstep.program.kernels.call import Array, Call
+from halfstep.program.kernels.copies import padded
+from halfstep.program.kernels.setup import Array, Kernel, Setup, Step
 from halfstep.program.kernels.softmax import float_softmax
-from halfstep.program.kernels.weighted import pad_spatial, transposed_sums
-
-Kernel = Callable[[Call], Array]
+from halfstep.program.kernels.weighted import as_convolution, transposed
 
 
-def erf(x: Array) -> Array:
-    """The error function, which the array API does not have."""
-    if is_torch_array(x):
-        return x.erf()
-    return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
+def _sigmoid(xp: Any, x: Array) -> Array:
+    return 1 / (1 + xp.exp(-x))
 
 
-def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + array_namespace(x).exp(-x))
+def _hardsigmoid(xp: Any, x: Array) -> Array:
+    return xp.clip(x / 6 + 0.5, 0, 1)
 
 
-def _hardsigmoid(x: Array) -> Array:
-    return array_namespace(x).clip(x / 6 + 0.5, 0, 1)
+def _erf(setup: Setup) -> Step:
+    return setup.backend.erf
 
 
-def _gelu(x: Array, approximate: str) -> Array:
-    if approximate == "tanh":
-        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-        return 0.5 * x * (1 + array_namespace(x).tanh(inner))
-    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
-
-
-def _clamp(x: Array, low: float | None, high: float | None) -> Array:
-    return array_namespace(x).clip(x, low, high)
-
-
-def _leaky_relu(x: Array, slope: float) -> Array:
-    return array_namespace(x).where(x >= 0, x, x * slope)
+def _gelu(setup: Setup) -> Step:
+    xp = setup.xp
+    if setup.attrs["approximate"] == "tanh":
+        return lambda x: 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return lambda x: 0.5 * x * (1 + setup.backend.erf(x * math.sqrt(0.5)))
 
 
 def _unary(function: Callable[..., Array]) -> Kernel:
-    return lambda call: function(call.inputs[0], **call.op.attrs)
+    """``function(xp, x, **attributes)``."""
+    return lambda setup: lambda x: function(setup.xp, x, **setup.attrs)
 
 
-def _binary(name: str) -> Kernel:
-    return lambda call: getattr(array_namespace(*call.inputs), name)(*call.inputs)
+def _named(name: str) -> Kernel:
+    """A function of the array API of all inputs."""
+    return lambda setup: getattr(setup.xp, name)
 
 
-def _layer_norm(call: Call) -> Array:
-    x, *affine = call.inputs
-    xp = array_namespace(x)
-    axes = tuple(range(x.ndim - call.op.attrs["n_axes"], x.ndim))
-    centred = x - xp.mean(x, axis=axes, keepdims=True)
-    variance = xp.mean(centred * centred, axis=axes, keepdims=True)
-    y = centred / xp.sqrt(variance + call.op.attrs["eps"])
-    if affine:
-        y = y * affine[0]
-    return y + affine[1] if len(affine) > 1 else y
+def _layer_norm(setup: Setup) -> Step:
+    xp, eps = setup.xp, setup.attrs["eps"]
+    axes = tuple(range(-setup.attrs["n_axes"], 0))
+
+    def run(x: Array, *affine: Array) -> Array:
+        centred = x - xp.mean(x, axis=axes, keepdims=True)
+        variance = xp.mean(centred * centred, axis=axes, keepdims=True)
+        y = centred / xp.sqrt(variance + eps)
+        y = y * affine[0] if affine else y
+        return y + affine[1] if len(affine) > 1 else y
+
+    return run
 
 
-def _mean(call: Call) -> Array:
-    x, attrs = call.inputs[0], call.op.attrs
-    return array_namespace(x).mean(x, axis=attrs["axes"], keepdims=attrs["keepdim"])
+def _mean(setup: Setup) -> Step:
+    axes, keep = setup.attrs["axes"], setup.attrs["keepdim"]
+    return lambda x: setup.xp.mean(x, axis=axes, keepdims=keep)
 
 
-def _sum(call: Call) -> Array:
-    x, attrs = call.inputs[0], call.op.attrs
-    return array_namespace(x).sum(x, axis=attrs["axes"], keepdims=attrs["keepdim"], dtype=x.dtype)
+def _sum(setup: Setup) -> Step:
+    axes, keep = setup.attrs["axes"], setup.attrs["keepdim"]
+    return lambda x: setup.xp.sum(x, axis=axes, keepdims=keep, dtype=x.dtype)
 
 
-def _cast(call: Call) -> Array:
-    xp = array_namespace(call.inputs[0])
-    return xp.astype(call.inputs[0], getattr(xp, call.out.dtype))
+def _cast(setup: Setup) -> Step:
+    dtype = setup.backend.dtype(setup.out.dtype)
+    return lambda x: setup.xp.astype(x, dtype)
 
 
-def _linear(call: Call) -> Array:
-    x, weight, *bias = call.inputs
-    y = x @ weight.T
-    return y + bias[0] if bias else y
+def _linear(setup: Setup) -> Step:
+    return lambda x, weight, bias=None: setup.backend.linear(x, weight, bias)
 
 
-def _conv(call: Call) -> Array:
-    x, weight, *bias = call.inputs
-    attrs = call.op.attrs
-    x = pad_spatial(x, attrs["padding"], 0)
-    y = call.backend.convolve(x, weight, attrs["stride"], attrs["dilation"], attrs["groups"])
-    return y + bias[0].reshape((-1,) + (1,) * (y.ndim - 2)) if bias else y
+def _matmul(setup: Setup) -> Step:
+    return lambda a, b: setup.backend.matmul(a, b) * setup.attrs["alpha"]
 
 
-def _conv_transpose(call: Call) -> Array:
-    x, weight, *bias = call.inputs
-    y = transposed_sums(call, x, weight)
-    return y + bias[0].reshape((-1,) + (1,) * (y.ndim - 2)) if bias else y
+def _conv(setup: Setup) -> Step:
+    attrs = setup.attrs
+    shape = attrs["stride"], attrs["dilation"], attrs["groups"]
+
+    def run(x: Array, weight: Array, bias: Array | None = None) -> Array:
+        x = padded(setup.xp, x, attrs["padding"], 0)
+        return setup.backend.convolve(x, weight, bias, *shape)
+
+    return run
 
 
-def _avg_pool(call: Call) -> Array:
-    total = pool.window_sums(call, call.inputs[0])
-    return total / pool.window_counts(call, total)
+def _conv_transpose(setup: Setup) -> Step:
+    def run(x: Array, weight: Array, bias: Array | None = None) -> Array:
+        weight = as_convolution(setup.xp, weight, setup.attrs["groups"])
+        return transposed(setup, x, weight, bias)
+
+    return run
 
 
-def _global_avg_pool(call: Call) -> Array:
-    x = call.inputs[0]
-    return array_namespace(x).mean(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+def _avg_pool(setup: Setup) -> Step:
+    counts = pool.window_counts(setup)
+    return lambda x: sum(pool.windows(setup, x, 0.0, 0.0)) / counts
 
 
-def _upsample_linear(call: Call) -> Array:
-    x = call.inputs[0]
-    for axis, factor in enumerate(call.op.attrs["factors"], start=2):
-        x = _interpolate(x, axis, factor, call.op.attrs["align_corners"])
-    return x
+def _global_avg_pool(setup: Setup) -> Step:
+    return lambda x: setup.xp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True)
 
 
-def _interpolate(x: Array, axis: int, factor: int, align_corners: bool) -> Array:
-    xp = array_namespace(x)
-    size = x.shape[axis]
+def _upsample_linear(setup: Setup) -> Step:
+    def run(x: Array) -> Array:
+        for axis, factor in enumerate(setup.attrs["factors"], start=2):
+            x = _interpolated(setup, x, axis, factor)
+        return x
+
+    return run
+
+
+def _interpolated(setup: Setup, x: Array, axis: int, factor: int) -> Array:
+    xp, size = setup.xp, x.shape[axis]
     out = np.arange(size * factor)
-    if align_corners:
+    if setup.attrs["align_corners"]:
         position = out * ((size - 1) / max(size * factor - 1, 1))
     else:
         position = np.clip((out + 0.5) / factor - 0.5, 0, size - 1)
     low = np.floor(position).astype(np.int64)
     high = np.minimum(low + 1, size - 1)
-    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-    share = xp.reshape(xp.asarray((position - low).astype(np.float32)), shape)
-    first = xp.take(x, xp.asarray(low), axis=axis)
-    return first + share * (xp.take(x, xp.asarray(high), axis=axis) - first)
+    share = (position - low).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    first = xp.take(x, setup.constant(low, "int64"), axis=axis)
+    second = xp.take(x, setup.constant(high, "int64"), axis=axis)
+    return first + setup.constant(share, "float32") * (second - first)
 
 
 KERNELS: dict[str, Kernel] = {
-    "add": _binary("add"),
-    "sub": _binary("subtract"),
-    "mul": _binary("multiply"),
-    "div": _binary("divide"),
-    "matmul": lambda call: (call.inputs[0] @ call.inputs[1]) * call.op.attrs["alpha"],
-    "equal": _binary("equal"),
-    "logical_and": _binary("logical_and"),
-    "logical_not": _unary(lambda x: array_namespace(x).logical_not(x)),
-    "where": lambda call: array_namespace(*call.inputs[1:]).where(*call.inputs),
+    "add": _named("add"),
+    "sub": _named("subtract"),
+    "mul": _named("multiply"),
+    "div": _named("divide"),
+    "matmul": _matmul,
+    "equal": _named("equal"),
+    "logical_and": _named("logical_and"),
+    "logical_not": _named("logical_not"),
+    "where": _named("where"),
     "cast": _cast,
-    "neg": _unary(lambda x: -x),
-    "exp": _unary(lambda x: array_namespace(x).exp(x)),
-    "sqrt": _unary(lambda x: array_namespace(x).sqrt(x)),
-    "erf": _unary(erf),
-    "relu": _unary(lambda x: _clamp(x, 0.0, None)),
-    "clamp": _unary(_clamp),
-    "leaky_relu": _unary(_leaky_relu),
+    "neg": _named("negative"),
+    "exp": _named("exp"),
+    "sqrt": _named("sqrt"),
+    "erf": _erf,
+    "relu": _unary(lambda xp, x: xp.clip(x, 0.0, None)),
+    "clamp": _unary(lambda xp, x, low, high: xp.clip(x, low, high)),
+    "leaky_relu": _unary(lambda xp, x, slope: xp.where(x >= 0, x, x * slope)),
     "sigmoid": _unary(_sigmoid),
-    "tanh": _unary(lambda x: array_namespace(x).tanh(x)),
-    "silu": _unary(lambda x: x * _sigmoid(x)),
+    "tanh": _named("tanh"),
+    "silu": _unary(lambda xp, x: x * _sigmoid(xp, x)),
     "hardsigmoid": _unary(_hardsigmoid),
-    "hardswish": _unary(lambda x: x * _hardsigmoid(x)),
-    "gelu": _unary(_gelu),
-    "softmax": lambda call: float_softmax(call.inputs[0], call.op.attrs["axis"]),
+    "hardswish": _unary(lambda xp, x: x * _hardsigmoid(xp, x)),
+    "gelu": _gelu,
+    "softmax": lambda setup: lambda x: float_softmax(setup.xp, x, setup.attrs["axis"]),
     "layer_norm": _layer_norm,
     "mean": _mean,
     "sum": _sum,

@@ -4,18 +4,30 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from halfstep.core.pooling import MEAN
-from halfstep.program.kernels.call import Array, Call
-from halfstep.program.kernels.weighted import pad_spatial
+from halfstep.core.pooling import AVERAGE, MEAN
+from halfstep.program.kernels.copies import padded
+from halfstep.program.kernels.setup import Array, Setup, Step
 
 
-def _windows(call: Call, x: Array) -> Iterator[Array]:
-    """For each kernel tap, the values that it sees: (N, C, *out) each; ``x`` is padded."""
-    attrs = call.op.attrs
-    dilation = attrs.get("dilation", (1,) * len(attrs["kernel"]))
-    sizes = call.out.shape[2:]
+def windows(setup: Setup, x: Array, fill: float, beyond: float) -> Iterator[Array]:
+    """For each kernel tap, the values that it sees, (N, C, *out) each.
+
+    Args:
+        setup: of the operation.
+        x: (N, C, *spatial).
+        fill: the value of the padding.
+        beyond: the value behind it, which only the last windows with ``ceil_mode`` see.
+    """
+    attrs, sizes = setup.attrs, setup.out.shape[2:]
+    dilation = attrs.get("dilation", (1,) * len(sizes))
+    x = padded(setup.xp, x, attrs["padding"], fill)
+    spans = [
+        s * (size - 1) + d * (k - 1) + 1
+        for s, size, d, k in zip(attrs["stride"], sizes, dilation, attrs["kernel"], strict=True)
+    ]
+    missing = [max(span - size, 0) for span, size in zip(spans, x.shape[2:], strict=True)]
+    x = padded(setup.xp, x, [(0, size) for size in missing], beyond)
     for tap in itertools.product(*map(range, attrs["kernel"])):
         window = tuple(
             slice(t * d, t * d + s * (size - 1) + 1, s)
@@ -24,50 +36,51 @@ def _windows(call: Call, x: Array) -> Iterator[Array]:
         yield x[(slice(None), slice(None), *window)]
 
 
-def max_pool(call: Call) -> Array:
+def max_pool(setup: Setup) -> Step:
     """The largest code of each window; padding never wins. Works on real values as well."""
-    x = call.inputs[0]
-    xp = array_namespace(x)
-    lowest = -np.inf if call.grids[0] is None else call.grid(0).qtype.qmin
-    out: Array = None
-    for values in _windows(call, pad_spatial(x, call.op.attrs["padding"], lowest)):
-        out = values if out is None else xp.maximum(out, values)
-    return out
+    grid = setup.program.tensor(setup.op.inputs[0]).grid
+    lowest = -np.inf if grid is None else grid.qtype.qmin
+
+    def run(x: Array) -> Array:
+        first, *others = windows(setup, x, lowest, lowest)
+        for values in others:
+            first = setup.xp.maximum(first, values)
+        return first
+
+    return run
 
 
-def avg_pool(call: Call) -> Array:
-    """ONNX Runtime: the float32 mean of the real values, summed in order of the window."""
-    total = window_sums(call, call.dequantize(0))
-    return call.quantize(total / window_counts(call, total))
+def avg_pool(setup: Setup) -> Step:
+    """The mean of the real values of each window."""
+    formula, out = AVERAGE[setup.op.formula or ""], setup.out_grid
+    counts = window_counts(setup)
+
+    def run(x: Array) -> Array:
+        values = windows(setup, setup.dequantize(0, x), 0.0, 0.0)
+        return setup.saturate(formula(values, counts, out.scale, int(out.zero_point)))
+
+    return run
 
 
-def window_sums(call: Call, x: Array) -> Array:
-    """Sums over the windows, one tap after the other."""
-    total: Array = None
-    for values in _windows(call, pad_spatial(x, call.op.attrs["padding"], 0)):
-        total = values if total is None else total + values
-    return total
+def window_counts(setup: Setup) -> Array:
+    """How many values each window averages, float32, (1, 1, *out) or of one element."""
+    if setup.attrs["divisor"]:
+        return setup.constant([setup.attrs["divisor"]], "float32")
+    sizes = setup.program.tensor(setup.op.inputs[0]).shape[2:]
+    inside = setup.constant(np.ones((1, 1, *sizes)), "float32")
+    return sum(windows(setup, inside, float(setup.attrs["count_include_pad"]), 0.0))
 
 
-def window_counts(call: Call, like: Array) -> Array:
-    """How many values each window averages, (1, 1, *out)."""
-    attrs = call.op.attrs
-    xp = array_namespace(like)
-    if attrs["count_include_pad"]:
-        return xp.ones((1,) * like.ndim, dtype=like.dtype) * float(np.prod(attrs["kernel"]))
-    sizes = call.inputs[0].shape[2:]
-    return window_sums(call, xp.ones((1, 1, *sizes), dtype=like.dtype))
-
-
-def global_avg_pool(call: Call) -> Array:
+def global_avg_pool(setup: Setup) -> Step:
     """The mean over all of space, axes kept: (N, C, 1, ...)."""
-    steps = call.steps(0)
-    xp = array_namespace(steps)
-    axes = tuple(range(2, steps.ndim))
-    total = xp.sum(xp.astype(steps, xp.float64), axis=axes, keepdims=True)
-    count = int(np.prod(steps.shape[2:]))
-    grid, out = call.grid(0), call.out_grid
-    codes = MEAN[call.op.formula or ""](
-        total, count, grid.scale, out.scale, int(grid.zero_point), int(out.zero_point)
-    )
-    return call.saturate(codes)
+    formula, xp = MEAN[setup.op.formula or ""], setup.xp
+    grid, out = setup.grid(0), setup.out_grid
+    zeros = int(grid.zero_point), int(out.zero_point)
+
+    def run(x: Array) -> Array:
+        count = int(np.prod(x.shape[2:]))
+        total = xp.sum(x, axis=tuple(range(2, x.ndim)), keepdims=True, dtype=xp.int64)
+        steps = total - count * zeros[0]
+        return setup.saturate(formula(steps, count, grid.scale, out.scale, *zeros))
+
+    return run

@@ -1,17 +1,21 @@
-"""Softmax of codes."""
+"""Softmax of codes, and of real values."""
 
-from array_api_compat import array_namespace
+from typing import Any
 
-from halfstep.program.kernels.call import Array, Call
-
-
-def softmax(call: Call) -> Array:
-    """ONNX Runtime: float32 softmax of the real values, then a quantize."""
-    return call.quantize(float_softmax(call.dequantize(0), call.op.attrs["axis"]))
+from halfstep.core.softmax import SOFTMAX
+from halfstep.program.kernels.setup import Array, Setup, Step
 
 
-def float_softmax(x: Array, axis: int) -> Array:
+def softmax(setup: Setup) -> Step:
+    """Along one axis, by the operation's formula."""
+    formula, axis = SOFTMAX[setup.op.formula or ""], setup.attrs["axis"]
+    grid, out = setup.grid(0), setup.out_grid
+    n_codes = max(256, grid.qtype.qmax - grid.qtype.qmin + 1)
+    zero = int(out.zero_point)
+    return lambda x: setup.saturate(formula(x, axis, n_codes, grid.scale, out.scale, zero))
+
+
+def float_softmax(xp: Any, x: Array, axis: int) -> Array:
     """Softmax along ``axis``, shifted by the maximum."""
-    xp = array_namespace(x)
     powers = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
     return powers / xp.sum(powers, axis=axis, keepdims=True)

@@ -1,108 +1,154 @@
 """Conv, transposed conv, linear and matmul: exact integer sums, then one requantization.
 
-The sums are computed on integer-valued floats. That is exact: ``Call.float32_is_exact`` was
-derived from a bound on the sums, and float64 is used where the bound is too large.
+The sums are computed on integer-valued floats: in float32 as long as a bound on the sums, computed
+from the weights, proves that to be exact, at once or over a few parts of the input channels; else
+in float64.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat.numpy
 import numpy as np
-from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
-from halfstep.core.requant import ACCUMULATOR, like
-from halfstep.program.kernels.call import Array, Call
+from halfstep.core.requant import ACCUMULATOR
+from halfstep.program.bounds import (
+    FLOAT32_EXACT,
+    accumulator_bounds,
+    float32_parts,
+    largest_step,
+    weight_scales,
+)
+from halfstep.program.kernels.copies import padded
+from halfstep.program.kernels.setup import Array, Setup, Step
+
+# (input, weight, bias or None) -> sums
+Contraction = Callable[[Array, Array, Array | None], Array]
 
 
-def conv(call: Call) -> Array:
+def conv(setup: Setup) -> Step:
     """1-d or 2-d convolution of (N, C, *spatial)."""
-    attrs = call.op.attrs
-    x = pad_spatial(call.steps(0), attrs["padding"], 0)
-    weight = call.steps(1)
-    acc = call.backend.convolve(x, weight, attrs["stride"], attrs["dilation"], attrs["groups"])
-    return _finish(call, acc, channel_axis=1)
+    attrs, zero = setup.attrs, setup.zero(0)
+    shape = attrs["stride"], attrs["dilation"], attrs["groups"]
+
+    def convolve(x: Array, weight: Array, bias: Array | None) -> Array:
+        return setup.backend.convolve(x, weight, bias, *shape)
+
+    sums = _sums(setup, setup.program.constant(setup.op.inputs[1]), convolve, channel_axis=1)
+    finish = _requantization(setup, channel_axis=1)
+    # Padding codes before they become floats moves a quarter of the bytes.
+    return lambda x, *_: finish(sums(padded(setup.xp, x, attrs["padding"], zero)))
 
 
-def conv_transpose(call: Call) -> Array:
+def conv_transpose(setup: Setup) -> Step:
     """Transposed 1-d or 2-d convolution of (N, C, *spatial)."""
-    return _finish(call, transposed_sums(call, call.steps(0), call.steps(1)), channel_axis=1)
+    groups = setup.attrs["groups"]
+    weight = as_convolution(
+        array_api_compat.numpy, setup.program.constant(setup.op.inputs[1]), groups
+    )
+
+    def convolve(x: Array, weight: Array, bias: Array | None) -> Array:
+        return transposed(setup, x, weight, bias)
+
+    sums = _sums(setup, weight, convolve, channel_axis=1)
+    finish = _requantization(setup, channel_axis=1)
+    return lambda x, *_: finish(sums(x))
 
 
-def transposed_sums(call: Call, x: Array, weight: Array) -> Array:
-    """Zeros between the inputs, then a convolution with (in, out / groups, *kernel) flipped."""
-    attrs = call.op.attrs
-    xp = array_namespace(x)
-    groups, spatial = attrs["groups"], tuple(range(2, x.ndim))
-    for axis, stride in zip(spatial, attrs["stride"], strict=True):
-        x = _spread(x, axis, stride)
-    grouped = xp.reshape(weight, (groups, weight.shape[0] // groups, *weight.shape[1:]))
-    swapped = xp.flip(xp.moveaxis(grouped, 2, 1), axis=tuple(axis + 1 for axis in spatial))
-    flipped = xp.reshape(swapped, (-1, weight.shape[0] // groups, *weight.shape[2:]))
+def linear(setup: Setup) -> Step:
+    """(..., in) times the transpose of (out, in)."""
+    weight = setup.program.constant(setup.op.inputs[1])
+    sums = _sums(setup, weight, setup.backend.linear, channel_axis=-1)
+    finish = _requantization(setup, channel_axis=-1)
+    return lambda x, *_: finish(sums(x))
+
+
+def matmul(setup: Setup) -> Step:
+    """A product of two activations, times ``attrs["alpha"]``."""
+    exact = accumulator_bounds(setup.program, setup.op).max() < FLOAT32_EXACT
+    dtype = "float32" if exact else "float64"
+    grid = setup.out_grid
+    scales = setup.grid(0).scale, setup.grid(1).scale, grid.scale / np.float32(setup.attrs["alpha"])
+    formula = ACCUMULATOR[setup.op.formula or ""]
+
+    def run(a: Array, b: Array) -> Array:
+        acc = setup.backend.matmul(setup.steps(0, a, dtype), setup.steps(1, b, dtype))
+        return setup.saturate(formula(acc, *scales, int(grid.zero_point)))
+
+    return run
+
+
+def _sums(
+    setup: Setup, weight: NDArray[Any], contract: Contraction, channel_axis: int
+) -> Callable[[Array], Array]:
+    """Codes to exact accumulators, bias included; ``weight`` is (outputs, inputs, *kernel)."""
+    constant, has_bias = setup.constant, len(setup.op.inputs) > 2
+    bias = setup.program.constant(setup.op.inputs[2]) if has_bias else None
+    parts = float32_parts(weight, largest_step(setup.grid(0)), setup.attrs.get("groups", 1))
+    dtype = "float32" if parts else "float64"
+    fits = dtype == "float64" or accumulator_bounds(setup.program, setup.op).max() < FLOAT32_EXACT
+    if len(parts) <= 1 and fits:
+        whole = constant(weight, dtype), None if bias is None else constant(bias, dtype)
+        return lambda x: contract(setup.steps(0, x, dtype), *whole)
+
+    axis = channel_axis % len(setup.out.shape)
+    pieces = [((slice(None),) * axis + (part,), constant(weight[:, part], dtype)) for part in parts]
+    column = None if bias is None else constant(_along(bias, channel_axis, setup), "float64")
+
+    def run(x: Array) -> Array:
+        steps = setup.steps(0, x, dtype)
+        wide = setup.xp.float64
+        acc = sum(setup.xp.astype(contract(steps[at], w, None), wide) for at, w in pieces)
+        return acc if column is None else acc + column
+
+    return run
+
+
+def _requantization(setup: Setup, channel_axis: int) -> Callable[[Array], Array]:
+    """Accumulators to codes, each channel with its own scale."""
+    formula, grid = ACCUMULATOR[setup.op.formula or ""], setup.out_grid
+    scale_weight = _along(weight_scales(setup.op, setup.grid(1)), channel_axis, setup)
+    scales = setup.grid(0).scale, scale_weight, grid.scale
+    return lambda acc: setup.saturate(formula(acc, *scales, int(grid.zero_point)))
+
+
+def _along(values: NDArray[Any], axis: int, setup: Setup) -> NDArray[Any]:
+    """Values of the channels, in a shape that broadcasts over the output."""
+    shape = [1] * len(setup.out.shape)
+    shape[axis] = -1
+    return values.reshape(shape) if values.ndim else values
+
+
+def as_convolution(xp: Any, weight: Array, groups: int) -> Array:
+    """(inputs, outputs of a group, *kernel), transposed, as (outputs, inputs of a group, *kernel).
+
+    With zeros between the inputs, a transposed convolution is a convolution with the kernel turned
+    around.
+    """
+    n_inputs, n_outputs, *kernel = weight.shape
+    grouped = xp.reshape(weight, (groups, n_inputs // groups, n_outputs, *kernel))
+    swapped = xp.moveaxis(grouped, 2, 1)
+    turned = xp.flip(swapped, axis=tuple(range(3, swapped.ndim)))
+    return xp.reshape(turned, (groups * n_outputs, n_inputs // groups, *kernel))
+
+
+def transposed(setup: Setup, x: Array, weight: Array, bias: Array | None) -> Array:
+    """Transposed convolution of ``x`` with a weight from ``as_convolution``."""
+    attrs, xp = setup.attrs, setup.xp
+    sizes = [s * (size - 1) + 1 for s, size in zip(attrs["stride"], x.shape[2:], strict=True)]
+    wide = xp.zeros((*x.shape[:2], *sizes), dtype=x.dtype, device=x.device)
+    wide[(..., *(slice(None, None, s) for s in attrs["stride"]))] = x
     margins = [
         (d * (k - 1) - begin, d * (k - 1) - end + extra)
         for d, k, (begin, end), extra in zip(
-            attrs["dilation"], weight.shape[2:], attrs["padding"], attrs["output_padding"], strict=True
+            attrs["dilation"],
+            weight.shape[2:],
+            attrs["padding"],
+            attrs["output_padding"],
+            strict=True,
         )
     ]
-    ones = (1,) * len(spatial)
-    return call.backend.convolve(pad_spatial(x, margins, 0), flipped, ones, attrs["dilation"], groups)
-
-
-def _spread(x: Array, axis: int, stride: int) -> Array:
-    """Put ``stride - 1`` zeros between neighbours along ``axis``."""
-    if stride == 1:
-        return x
-    xp = array_namespace(x)
-    shape = list(x.shape)
-    shape.insert(axis + 1, stride - 1)
-    wide = xp.concat([xp.expand_dims(x, axis=axis + 1), xp.zeros(shape, dtype=x.dtype)], axis=axis + 1)
-    flat = xp.reshape(wide, (*x.shape[:axis], x.shape[axis] * stride, *x.shape[axis + 1 :]))
-    return flat[(slice(None),) * axis + (slice(0, flat.shape[axis] - stride + 1),)]
-
-
-def pad_spatial(x: Array, margins: list[tuple[int, int]], value: float) -> Array:
-    """Pad the trailing axes by (before, after); negative margins crop."""
-    xp = array_namespace(x)
-    for offset, (before, after) in enumerate(margins):
-        axis = x.ndim - len(margins) + offset
-        head = (slice(None),) * axis
-        x = x[(*head, slice(max(-before, 0), x.shape[axis] - max(-after, 0)))]
-        parts = [(before, True), (after, False)]
-        for size, at_front in parts:
-            if size > 0:
-                shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
-                margin = xp.full(shape, value, dtype=x.dtype, device=x.device)
-                x = xp.concat([margin, x] if at_front else [x, margin], axis=axis)
-    return x
-
-
-def linear(call: Call) -> Array:
-    """(..., in) times the transpose of (out, in)."""
-    x, weight = call.steps(0), call.steps(1)
-    return _finish(call, x @ weight.T, channel_axis=-1)
-
-
-def matmul(call: Call) -> Array:
-    """A product of two activations, times ``attrs["alpha"]``."""
-    acc = call.steps(0) @ call.steps(1)
-    grid, alpha = call.out_grid, np.float32(call.op.attrs["alpha"])
-    scales = call.grid(0).scale, call.grid(1).scale, grid.scale / alpha
-    codes = ACCUMULATOR[call.op.formula or ""](acc, *scales, int(grid.zero_point))
-    return call.saturate(codes)
-
-
-def _finish(call: Call, acc: Array, channel_axis: int) -> Array:
-    """Add the bias, which may not fit float32's mantissa, and requantize each channel."""
-    xp = array_namespace(acc)
-
-    def channels(values: np.ndarray) -> np.ndarray:
-        shape = [1] * acc.ndim
-        shape[channel_axis] = -1
-        return values.reshape(shape) if values.ndim else values
-
-    if len(call.inputs) > 2:
-        bias = xp.reshape(call.inputs[2], channels(np.empty(call.inputs[2].shape[0])).shape)
-        acc = xp.astype(acc, xp.float64) + bias
-    grid = call.out_grid
-    scale_weight = channels(call.grid(1).scale)
-    formula = ACCUMULATOR[call.op.formula or ""]
-    return call.saturate(
-        formula(acc, call.grid(0).scale, scale_weight, grid.scale, int(grid.zero_point))
-    )
+    ones = (1,) * len(sizes)
+    x = padded(xp, wide, margins, 0)
+    return setup.backend.convolve(x, weight, bias, ones, attrs["dilation"], attrs["groups"])

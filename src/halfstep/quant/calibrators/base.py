@@ -85,7 +85,7 @@ class Calibrator(ABC):
                 not fit. The calibrator is then as it was before.
         """
         self._check_count(1)
-        values = self._by_channel(values.detach().to(torch.float32))
+        values = self._arrange(values.detach().to(torch.float32))
         low, high = _extremes(values, dim=None if self.axis is None else 1)
         self._check_channels(low)
         self._observe(values, low, high)
@@ -118,7 +118,7 @@ class Calibrator(ABC):
         """Remember what the method needs of finite float32 values.
 
         Args:
-            values: any shape per tensor, (channels, values of a channel) per channel.
+            values: shape (values,) per tensor, (channels, values of a channel) per channel.
             low: their smallest values, shape () or (channels,); ``self.low`` is still the old one.
             high: their largest values.
         """
@@ -140,11 +140,13 @@ class Calibrator(ABC):
         self.high = np.maximum(self.high, high)
         self.updates += updates
 
-    def _by_channel(self, values: torch.Tensor) -> torch.Tensor:
+    def _arrange(self, values: torch.Tensor) -> torch.Tensor:
         if values.numel() == 0:
             raise CalibrationError(f"no values in a tensor of shape {tuple(values.shape)}")
         if self.axis is None:
-            return values
+            # In the order of the memory: no copy of any dense layout, such as channels-last.
+            order = sorted(range(values.ndim), key=values.stride, reverse=True)
+            return values.permute(order).reshape(-1)
         if not -values.ndim <= self.axis < values.ndim:
             raise CalibrationError(f"no axis {self.axis} in shape {tuple(values.shape)}")
         return values.movedim(self.axis, 0).reshape(values.shape[self.axis], -1)

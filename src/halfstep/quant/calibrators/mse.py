@@ -22,7 +22,7 @@ Per channel, the sum is over the values themselves, and the factor, one for both
 1/80, 2/80, ... 80/80.
 
 Both searches include the observed range, widened to hold zero: the result is never worse than
-min-max by this measure. Among equals the widest range wins.
+min-max by this measure. Among equals a wider range wins.
 
 Deviations: the paper leaves the search open. The bin around zero counts as free of error: it is
 mostly exact zeros, which every grid represents.
@@ -84,14 +84,20 @@ class Mse(Calibrator):
     def squared_error(self, low: Range, high: Range) -> Range:
         """The squared error, summed over the histogram, of each range in 1-D arrays of ranges."""
         grid = Affine.from_range(low, high, self.qtype, axis=0, symmetric=self.symmetric)
-        scale = grid.scale.astype(np.float64)
+        scales = grid.scale.astype(np.float64)
         edges, changes = self._density_changes()
-        codes = edges / scale[:, None] + grid.zero_point[:, None]
+        sums = [
+            self._antiderivative(edges / scale + zero_point) @ changes
+            for scale, zero_point in zip(scales, grid.zero_point, strict=True)
+        ]
+        errors: Range = np.array(sums) * _cube(scales) / self.histogram.width
+        return errors
+
+    def _antiderivative(self, codes: Range) -> Range:
+        """``G`` of real-valued codes."""
         clipped = np.clip(codes, self.qtype.qmin, self.qtype.qmax)
         nearest = np.rint(clipped)
-        antiderivative = nearest / 12 + (_cube(clipped - nearest) + _cube(codes - clipped)) / 3
-        errors: Range = (antiderivative @ changes) * _cube(scale) / self.histogram.width
-        return errors
+        return nearest / 12 + (_cube(clipped - nearest) + _cube(codes - clipped)) / 3
 
     def _density_changes(self) -> tuple[Range, Range]:
         """Where the number of values in a bin changes, and by minus how much.
@@ -135,7 +141,7 @@ class Mse(Calibrator):
         )
         shape = (len(FACTORS), len(values), 1)
         scales = torch.tensor(grid.scale, device=values.device).reshape(shape)
-        zero_points = torch.tensor(grid.zero_point, device=values.device).float().reshape(shape)
+        zero_points = torch.tensor(grid.zero_point, device=values.device).reshape(shape)
         errors = []
         for some in torch.split(torch.arange(len(FACTORS)), max(1, CHUNK // values.numel())):
             scale, zero_point = scales[some], zero_points[some]

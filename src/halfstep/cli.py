@@ -1,0 +1,305 @@
+"""The command line: ``halfstep quantize | plan | verify | list | demo``."""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from typer.core import TyperGroup
+
+from halfstep.catalog import CATALOG, family, find
+from halfstep.core.execution import Execution
+from halfstep.core.target import Target
+from halfstep.errors import DataError, HalfstepError, unknown_name
+from halfstep.graph.capture import Graph, capture
+from halfstep.graph.match import find_units
+from halfstep.graph.plan import Plan, make_plan
+from halfstep.images import Preprocessing
+from halfstep.options import (
+    ActivationType,
+    BatchSize,
+    Calibrator,
+    Data,
+    FirstLast,
+    Mean,
+    Model,
+    PerTensor,
+    Quiet,
+    Samples,
+    Size,
+    Std,
+    TargetName,
+    WeightType,
+    Weights,
+    chosen,
+    preprocessing,
+)
+from halfstep.progress import Progress, on_terminal, silent
+from halfstep.quantize import example_of, peek, stages
+from halfstep.quantize import quantize as run_quantize
+from halfstep.report.latency import Gain, compare_with_float
+from halfstep.report.table import ending, float_lines, verdict_text
+from halfstep.result import Result, check_replaceable
+from halfstep.saved import load_plan, model_stages, open_saved
+from halfstep.sources import load_data, load_model, samples_of
+from halfstep.verify import verify as run_verify
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cifar10"
+
+
+class _Commands(TyperGroup):
+    """Errors that Halfstep raises on purpose are one line on standard error, and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HalfstepError as error:
+            line = " ".join(f"error: {error}".split())
+            console = Console(stderr=True)
+            console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Quantize a PyTorch model, and prove that what was simulated is what runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def quantize(  # noqa: PLR0913 (one parameter an option)
+    *,
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder to write; replaced as a whole")],
+    target: TargetName = "onnxruntime",
+    recipe: Annotated[str, typer.Option(help="see: halfstep list recipes")] = "ptq",
+    weights: Weights = None,
+    weight_type: WeightType = None,
+    activation_type: ActivationType = None,
+    calibrator: Calibrator = None,
+    weight_calibrator: Calibrator = None,
+    per_tensor: PerTensor = False,
+    first_last: FirstLast = None,
+    plan: Annotated[Path | None, typer.Option(help="instead of types: a plan.yaml")] = None,
+    test_data: Annotated[str | None, typer.Option(help="verify on this, not on DATA")] = None,
+    samples: Samples = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 32,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize MODEL, prove the artifact, and write both to a folder."""
+    check_replaceable(out)
+    choices = chosen(
+        weight_type, activation_type, calibrator, weight_calibrator, per_tensor, first_last
+    )
+    if plan is not None:
+        choices["plan"] = load_plan(plan)
+    images = preprocessing(size, mean, std, batch_size)
+    test = None if test_data is None else load_data(test_data, images)
+    calibration = load_data(data, images)
+    loaded = load_model(model, weights)
+    choices |= {"target": target, "recipe": recipe}
+    _quantize(loaded, calibration, test, out, samples, quiet, choices)
+
+
+@app.command()
+def plan(  # noqa: PLR0913 (one parameter an option)
+    *,
+    model: Model,
+    data: Data,
+    target: TargetName = "onnxruntime",
+    weights: Weights = None,
+    weight_type: WeightType = None,
+    activation_type: ActivationType = None,
+    calibrator: Calibrator = None,
+    weight_calibrator: Calibrator = None,
+    per_tensor: PerTensor = False,
+    first_last: FirstLast = None,
+    out: Annotated[Path | None, typer.Option(help="write the plan as YAML, to edit it")] = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Show what would be done with every site of MODEL, what would stay float, and why."""
+    choices = chosen(
+        weight_type, activation_type, calibrator, weight_calibrator, per_tensor, first_last
+    )
+    head, _ = peek(load_data(data, preprocessing(size, mean, std, batch_size)))
+    loaded = load_model(model, weights)
+    graph = capture(loaded, example_of(head, loaded))
+    made = make_plan(graph, target, **choices)
+    _print(str(made))
+    for line in float_lines(made.floats):
+        _print(f"not integer: {line}")
+    _print(f"integer MACs: {_planned_coverage(graph, made):.2%} planned")
+    if out is not None:
+        made.save(out)
+        _print(f"written to {out}")
+
+
+@app.command()
+def verify(  # noqa: PLR0913 (one parameter an option)
+    *,
+    saved: Annotated[Path, typer.Argument(help="a folder that quantize wrote, or its artifact")],
+    data: Data,
+    model: Annotated[str | None, typer.Option(help="the float model, to compare it too")] = None,
+    weights: Weights = None,
+    samples: Samples = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = 32,
+    quiet: Quiet = False,
+) -> None:
+    """Prove a saved artifact again, on other data or on another machine."""
+    opened = open_saved(saved)
+    batches = load_data(data, preprocessing(size, mean, std, batch_size))
+    compared = {}
+    if model is not None:
+        loaded = load_model(model, weights)
+        head, batches = peek(batches)
+        compared = model_stages(opened, loaded, example_of(head, loaded))
+    shown = _progress(quiet)(batches, "verify")
+    verdict = run_verify(
+        opened.program,
+        opened.artifact,
+        samples_of(opened.program, shown, samples),
+        stages=compared,
+    )
+    Console().print(verdict_text(verdict) if quiet else ending(verdict), soft_wrap=True)
+    if compared and "fake-quantized" not in compared:
+        _print("no fake-quantized model: MODEL with the saved grids gives another program")
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="targets, recipes, calibrators, ...")] = "",
+) -> None:
+    """List the methods and targets of the catalog."""
+    families = list(dict.fromkeys(entry.family for entry in CATALOG))
+    if what and what.removesuffix("s") not in families:
+        raise unknown_name("list", what, [f"{name}s" for name in families])
+    for name in [what.removesuffix("s")] if what else families:
+        table = Table(title=f"{name}s", title_justify="left")
+        for column in ("name", "what it is", "source"):
+            table.add_column(column, overflow="fold")
+        for entry in family(name).values():
+            summary = entry.summary
+            if name == "target":
+                summary += f"\n{_accepted(entry.load())}"
+            table.add_row(entry.name, summary, entry.source)
+        Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("out/demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Quantize the example network of the source checkout, and verify it on 1,000 images."""
+    model, data = EXAMPLE / "resnet.py", EXAMPLE / "data.py"
+    if not model.is_file():
+        raise DataError(
+            f"demo: there is no {'/'.join(EXAMPLE.parts[-2:])} beside the package: the example is "
+            "a part of the source checkout; install that with 'pip install --editable .'"
+        )
+    check_replaceable(out)
+    images = Preprocessing()
+    calibration = load_data(f"{data}:calibration", images)
+    test = load_data(f"{data}:test", images)
+    loaded = load_model(f"{model}:resnet20")
+    _quantize(loaded, calibration, test, out, None, quiet, {})
+
+
+def _quantize(
+    model: nn.Module,
+    data: Iterable[Any],
+    test: Iterable[Any] | None,
+    out: Path,
+    samples: int | None,
+    quiet: bool,
+    choices: dict[str, Any],
+) -> None:
+    """The whole job: quantize, verify, save, report; the exit code is the verdict's."""
+    progress = _progress(quiet)
+    held = 0 if test is not None else samples or 64
+    result = run_quantize(model, data, verify_samples=held, progress=progress, **choices)
+    if test is not None and result.artifact is not None:
+        result = _verified(result, model, progress(test, "verify"), samples)
+    result.save(out)
+    if result.verdict is None:
+        coverage = f"{result.program.integer_coverage():.2%} of the MACs in integers"
+        _print(f"not verified: target '{result.program.target}' has no artifact; {coverage}")
+    elif quiet:
+        Console().print(verdict_text(result.verdict), soft_wrap=True)
+    else:
+        gain = _gain(result)
+        Console().print(ending(result.verdict, gain, result.journal), soft_wrap=True)
+    if not quiet:
+        _print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    raise typer.Exit(result.verdict.exit_code if result.verdict else 0)
+
+
+def _verified(result: Result, model: nn.Module, data: Iterable[Any], samples: int | None) -> Result:
+    """``result`` with the verdict on other data than it was calibrated on."""
+    assert result.artifact is not None
+    name, content = result.artifact
+    with tempfile.TemporaryDirectory() as folder, result.journal.step("verify"):
+        path = Path(folder) / name
+        path.write_bytes(content)
+        batches = samples_of(result.program, data, samples)
+        verdict = run_verify(result.program, path, batches, stages=stages(model, result.model))
+    return replace(result, verdict=verdict)
+
+
+def _gain(result: Result) -> Gain | str:
+    with result.journal.step("compare"):
+        try:
+            return compare_with_float(result)
+        except HalfstepError as error:
+            return str(error)
+
+
+def _planned_coverage(graph: Graph, made: Plan) -> float:
+    """The share of multiply-accumulates that the plan puts on integer kernels."""
+    units = find_units(graph.module, find("target", made.target).fused_activations).units
+    total = sum(unit.macs for unit in units)
+    integer = (u.macs for u in units if made.executions[u.name] is Execution.INTEGER)
+    return sum(integer) / total if total else 1.0
+
+
+def _accepted(target: Target) -> str:
+    """The types that a target takes."""
+    return "; ".join(
+        f"{what} {default} (or {low} to {high} bits)"
+        for what, default, (low, high) in (
+            ("activations", target.activation, target.activation_bits),
+            ("weights", target.weight, target.weight_bits),
+        )
+    )
+
+
+def _progress(quiet: bool) -> Progress:
+    return silent if quiet else on_terminal
+
+
+def _print(text: str) -> None:
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    app(prog_name="halfstep")

@@ -1,0 +1,86 @@
+"""Softmax of codes: the formulas of the runtimes.
+
+Only differences of codes matter, so the exponentials come from a table with an entry for each
+difference from the largest code. They are added in float32, one after the other: the same order
+everywhere gives the same bits everywhere. Both formulas return unbounded codes; the caller clamps.
+
+Worked example, codes 10 and 10 of any scale: both probabilities are 1/2, code 128 of scale 1/256.
+
+>>> import numpy as np
+>>> codes, scales = np.asarray([10, 10]), [np.float32(s) for s in (0.1, 1 / 256)]
+>>> [f(codes, 0, 256, *scales, 0).tolist() for f in SOFTMAX.values()]
+[[128.0, 128.0], [128.0, 128.0]]
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from halfstep.core.elementwise import quantize_division
+from halfstep.core.requant import Array, Scale, like, look_up
+
+
+def softmax_table(
+    codes: Array, axis: int, n_codes: int, scale_in: Scale, scale_out: Scale, zero_out: int
+) -> Array:
+    """ONNX Runtime: ``rint(f64(e) * floor(1 / s) / S) + z``, ``e`` from a table, ``S`` their sum.
+
+    The table holds exponentials times the largest factor for which a row of the largest ones still
+    has a float32 sum. The whole number of steps in 1 multiplies, so that for a scale whose
+    reciprocal is not a whole number the result is not the softmax.
+
+    Args:
+        codes: integers.
+        axis: the axis that sums to 1.
+        n_codes: how many codes the type has: 256 in the runtime.
+        scale_in: scale of the input; its zero point cancels.
+        scale_out: scale of the output.
+        zero_out: the output code of real zero.
+    """
+    xp = array_namespace(codes)
+    length = codes.shape[axis]
+    room = float(np.float32(math.log(np.finfo(np.float32).max / np.float32(length)))) - 5
+    powers, total = _powers_and_sum(codes, axis, _exponentials(scale_in, n_codes, max(0.0, room)))
+    steps = math.floor(np.float32(1) / np.float32(scale_out))
+    return xp.round(xp.astype(powers, xp.float64) * float(steps) / total) + zero_out
+
+
+def softmax_dequantized(
+    codes: Array, axis: int, n_codes: int, scale_in: Scale, scale_out: Scale, zero_out: int
+) -> Array:
+    """In float32 between a dequantize and a quantize; see ``softmax_table`` for the arguments."""
+    powers, total = _powers_and_sum(codes, axis, _exponentials(scale_in, n_codes, 0.0))
+    return quantize_division(powers / total, scale_out, zero_out)
+
+
+def _exponentials(scale: Scale, n_codes: int, largest: float) -> NDArray[np.float32]:
+    """``exp(largest - k * scale)`` in float32, for the differences ``k`` from ``n_codes - 1`` to 0.
+
+    Computed as ``exp((largest / scale - k) * scale)`` in float64, as the runtime does.
+    """
+    step = float(scale)
+    shift = largest / step
+    differences = range(1 - n_codes, 1)
+    return np.asarray([math.exp((shift + k) * step) for k in differences]).astype(np.float32)
+
+
+def _powers_and_sum(codes: Array, axis: int, table: NDArray[np.float32]) -> tuple[Array, Array]:
+    """The exponential of each code, and their sums along ``axis``, which stays with size 1."""
+    xp = array_namespace(codes)
+    codes = xp.astype(codes, xp.int32)
+    index = codes - xp.max(codes, axis=axis, keepdims=True) + (table.size - 1)
+    powers = look_up(like(table, codes, "float32"), index)
+    rows = xp.moveaxis(powers, axis, 0)
+    total = rows[0, ...]
+    for i in range(1, rows.shape[0]):
+        total = total + rows[i, ...]
+    return powers, xp.expand_dims(total, axis=axis)
+
+
+SOFTMAX: dict[str, Callable[..., Array]] = {
+    "table": softmax_table,
+    "dequantized": softmax_dequantized,
+}

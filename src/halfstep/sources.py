@@ -1,0 +1,167 @@
+"""MODEL and DATA as the command line names them: callables, image folders and arrays."""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from halfstep.core.execution import BATCH
+from halfstep.data import batches
+from halfstep.errors import DataError, unknown_name
+from halfstep.images import ArrayBatches, FolderBatches, Preprocessing
+from halfstep.program.ir import IntProgram
+from halfstep.weights import load_weights
+
+Values = NDArray[Any]
+_FORMS = "package.module:callable or path/to/file.py:callable"
+
+
+def load_model(where: str, weights: Path | None = None) -> nn.Module:
+    """The model that the callable at ``where`` gives, with ``weights`` from a safetensors file.
+
+    Raises:
+        DataError: no such file or module, it raises, or what it gives is no model.
+        UnknownNameError: the module has no such callable.
+    """
+    model = _call("MODEL", where)
+    if not isinstance(model, nn.Module):
+        raise DataError(f"MODEL {where}: asked for a torch.nn.Module, found {type(model).__name__}")
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def load_data(where: str, preprocessing: Preprocessing) -> Iterable[Any]:
+    """Batches from an image folder, an ``.npz`` file or a callable.
+
+    Raises:
+        DataError: there is nothing of that name, or not what was asked for.
+        UnknownNameError: the module has no such callable.
+    """
+    path = Path(where)
+    if path.is_dir():
+        return FolderBatches.read(path, preprocessing)
+    if path.suffix == ".npz":
+        return ArrayBatches.read(path, preprocessing)
+    if ":" not in where:
+        raise DataError(
+            f"DATA {where}: there is no such folder; give an image folder, an .npz file, {_FORMS}"
+        )
+    data = _call("DATA", where)
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"DATA {where}: asked for an iterable of batches, found {type(data).__name__}"
+        )
+    return data
+
+
+def samples_of(
+    program: IntProgram, data: Iterable[Any], limit: int | None = None
+) -> Iterator[tuple[Values, ...]]:
+    """Batches of arrays, labels last, checked against ``program``; ``limit`` samples at most.
+
+    Raises:
+        DataError: a batch of another shape, dtype or number of inputs, or one with NaN.
+    """
+    left = limit
+    for index, (inputs, labels) in enumerate(batches(data, program.inputs, np.asarray)):
+        for name, value in zip(program.inputs, inputs, strict=True):
+            _check(program, name, value, index)
+        # Only one label a sample can be compared with a decision.
+        single = labels is not None and labels.ndim == 1
+        values = (*inputs, labels) if labels is not None and single else inputs
+        yield tuple(value[:left] for value in values)
+        if left is not None:
+            left -= len(inputs[0])
+            if left <= 0:
+                return
+
+
+def _check(program: IntProgram, name: str, value: Values, index: int) -> None:
+    tensor = program.tensor(name)
+    fits = value.ndim == len(tensor.shape) and all(
+        wanted in (BATCH, size) for wanted, size in zip(tensor.shape, value.shape, strict=True)
+    )
+    if not fits or value.dtype.name != tensor.dtype:
+        sizes = "x".join("N" if size == BATCH else str(size) for size in tensor.shape)
+        found = f"{value.dtype.name} of shape {'x'.join(map(str, value.shape))}"
+        raise DataError(
+            f"{name}:in: batch {index}: asked for {tensor.dtype} of shape {sizes}, found {found}"
+        )
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise DataError(f"{name}:in: batch {index}: it holds NaN or infinity; clean the data")
+
+
+def _call(what: str, where: str) -> Any:
+    """What the callable at ``where`` returns; its own folder can be imported from meanwhile."""
+    source, _, name = where.rpartition(":")
+    if not source or not name:
+        raise DataError(f"{what} {where}: write {_FORMS}")
+    file = Path(source).resolve() if source.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise DataError(f"{what} {where}: there is no file {source}")
+    with _on_path(Path.cwd() if file is None else file.parent):
+        try:
+            module = importlib.import_module(source) if file is None else _import_file(file)
+        except Exception as error:  # whatever the module's own code raises
+            raise _failure(f"{what} {where}: it cannot be imported", error) from error
+        function = _attribute(module, name, what, where)
+        try:
+            return function()
+        except Exception as error:  # whatever the function raises
+            raise _failure(f"{what} {where}: it failed", error) from error
+
+
+def _attribute(module: ModuleType, name: str, what: str, where: str) -> Callable[[], Any]:
+    known = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    found = known.get(name)
+    if found is None:
+        own = [key for key, value in known.items() if callable(value)]
+        raise unknown_name(f"callable of {what} {where}:", name, own)
+    if not callable(found):
+        raise DataError(f"{what} {where}: {name} is of type {type(found).__name__}, not a callable")
+    function: Callable[[], Any] = found
+    return function
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _import_file(file: Path) -> ModuleType:
+    """The module in ``file``, made once; its path is its name, which no other module has."""
+    name = str(file)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _failure(what: str, error: Exception) -> DataError:
+    """The error with the line of the user's own code that it comes from, if there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    at = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return DataError(f"{what}: {type(error).__name__}: {error}{at}")

@@ -1,0 +1,55 @@
+"""Deliberately broken softmaxes of codes: each has one fault, which a law must find."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfstep.core import softmax
+
+Array = NDArray[Any]
+F = np.float32
+
+
+def _parts(x: Array, axis: int, n_codes: int, scale_in: Any, largest: float) -> tuple[Any, Any]:
+    table = softmax._exponentials(scale_in, n_codes, largest)
+    return softmax._powers_and_sum(x, axis, table)
+
+
+def _unscaled(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    """Exponentials of at most 1: their sums round elsewhere."""
+    powers, total = _parts(x, axis, n, scale_in, 0.0)
+    return np.rint(powers.astype(float) * np.floor(F(1) / scale_out) / total) + zero
+
+
+def _reciprocal(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    """1 / scale, not a whole number of steps."""
+    powers, total = _parts(x, axis, n, scale_in, 80.0)
+    return np.rint(powers.astype(float) / float(scale_out) / total) + zero
+
+
+def _offset_inside(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    """The zero point inside of the rounding."""
+    powers, total = _parts(x, axis, n, scale_in, 0.0)
+    return np.rint(powers / total / scale_out + F(zero))
+
+
+def _sum_in_float64(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    powers, _ = _parts(x, axis, n, scale_in, 0.0)
+    total = powers.sum(axis=axis, keepdims=True, dtype=float)
+    return np.rint((powers / total).astype(F) / scale_out) + zero
+
+
+def _along_the_first_axis(x: Array, axis: int, *arguments: Any) -> Array:
+    del axis
+    return softmax.softmax_table(x, 0, *arguments)
+
+
+SOFTMAX_SPECIMENS: dict[str, tuple[str, Callable[..., Array]]] = {
+    "unscaled": ("table", _unscaled),
+    "reciprocal": ("table", _reciprocal),
+    "along the first axis": ("table", _along_the_first_axis),
+    "offset inside": ("dequantized", _offset_inside),
+    "sum in float64": ("dequantized", _sum_in_float64),
+}
