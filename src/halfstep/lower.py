@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import fx
 
 from halfstep.catalog import find
-from halfstep.core.execution import BATCH, Execution
+from halfstep.core.execution import Execution
 from halfstep.core.grid import Affine
 from halfstep.core.target import Target
 from halfstep.errors import LowerError
 from halfstep.functions import TABLES
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.match import Unit, see_through
-from halfstep.graph.ops import shape_of
 from halfstep.graph.placement import QUANTIZED, is_weighted
+from halfstep.graph.readers import shape_of
 from halfstep.program.check import check
 from halfstep.program.ir import IntProgram, Op, Tensor
 from halfstep.program.kernels import KERNELS
@@ -41,9 +41,7 @@ def lower(model: QuantizedModel) -> IntProgram:
     return check(_Lowering(model).program())
 
 
-def clamp_codes(
-    grid: Affine, limits: tuple[float | None, float | None]
-) -> tuple[int, int] | None:
+def clamp_codes(grid: Affine, limits: tuple[float | None, float | None]) -> tuple[int, int] | None:
     """The codes of a fused activation's bounds; ``None`` if the grid itself bounds as tightly."""
     low, high = grid.qtype.qmin, grid.qtype.qmax
     ends = [low, high]
@@ -73,7 +71,9 @@ class _Lowering:
                     self._quantize(node, node.name, self.sites[node], "")
         for unit in self.model.units.units:
             self._unit(unit)
-        return IntProgram(self.target.name, tuple(inputs), self._outputs(), self.tensors, tuple(self.ops))
+        return IntProgram(
+            self.target.name, tuple(inputs), self._outputs(), self.tensors, tuple(self.ops)
+        )
 
     def _outputs(self) -> tuple[str, ...]:
         node = next(node for node in self.graph.nodes if node.op == "output")
@@ -159,6 +159,9 @@ class _Lowering:
             for node, codes in zip(unit.inputs, reads_codes, strict=True)
         ]
         kind, attrs = unit.kind, dict(unit.attrs)
+        if kind == "add" and shape_of(unit.inputs[0]) != shape_of(unit.tail):
+            # The order decides rounding, and a runtime may put a repeated operand second.
+            inputs.reverse()
         if is_weighted(unit, self.model.plan.executions):
             inputs += self._weight_and_bias(unit)
         if execution in QUANTIZED and kind in TABLES:
@@ -207,7 +210,7 @@ class _Lowering:
     def _float_unit(self, unit: Unit) -> None:
         if (Execution.FLOAT, unit.kind) not in KERNELS:
             raise LowerError(
-                f"{unit.name}: {unit.kind} is not in the op table, so it has no place in a program. "
+                f"{unit.name}: {unit.kind} is not in the op table and has no place in a program. "
                 "Replace it in the model, or capture a part without it: capture(..., only=...)."
             )
         inputs = [self._real(node) for node in unit.inputs]
@@ -236,6 +239,3 @@ class _Lowering:
 
 def _dtype(node: fx.Node) -> str:
     return str(node.meta["val"].dtype).removeprefix("torch.")
-
-
-__all__ = ["BATCH", "clamp_codes", "lower"]

@@ -8,8 +8,13 @@ import typer
 from halfstep.errors import DataError
 from halfstep.images import Preprocessing
 
-Model = Annotated[str, typer.Argument(help="package.module:callable or path/to/file.py:callable")]
-Data = Annotated[str, typer.Option(help="image folder, .npz file, or callable as for MODEL")]
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="package.module:callable or path/to/file.py:callable"),
+]
+Data = Annotated[
+    str, typer.Option(metavar="DATA", help="image folder, .npz file, or callable as for MODEL")
+]
 Weights = Annotated[Path | None, typer.Option(help="safetensors file for MODEL")]
 TargetName = Annotated[str, typer.Option("--target", help="see: halfstep list targets")]
 WeightType = Annotated[str | None, typer.Option(help="such as int8_narrow or int4")]
@@ -25,25 +30,10 @@ Samples = Annotated[int | None, typer.Option(help="verify on so many samples", m
 Quiet = Annotated[bool, typer.Option("--quiet", help="print the verdict alone")]
 
 
-def chosen(
-    *,
-    weights: str | None,
-    activations: str | None,
-    calibrator: str | None,
-    weight_calibrator: str | None,
-    per_tensor: bool,
-    first_last: str | None,
-) -> dict[str, Any]:
+def chosen(per_tensor: bool, **given: str | None) -> dict[str, Any]:
     """What was asked for, by the names that ``make_plan`` has for it."""
-    given = {
-        "weights": weights,
-        "activations": activations,
-        "calibrator": calibrator,
-        "weight_calibrator": weight_calibrator,
-        "per_channel": False if per_tensor else None,
-        "first_last": first_last,
-    }
-    return {name: value for name, value in given.items() if value is not None}
+    choices: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return choices | ({"per_channel": False} if per_tensor else {})
 
 
 def preprocessing(

@@ -1,6 +1,6 @@
 """How long work shows that it goes on: a bar on a terminal, nothing elsewhere."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -34,4 +34,4 @@ def on_terminal(items: Iterable[T], what: str, total: int | None = None) -> Iter
 
 
 def _length(items: Iterable[T]) -> int | None:
-    return len(items) if hasattr(items, "__len__") else None
+    return len(items) if isinstance(items, Sized) else None

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from halfstep.catalog import find
 from halfstep.core.target import Target, resolve
+from halfstep.data import example_of
 from halfstep.errors import DataError
-from halfstep.graph.capture import Example
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.lower import lower
@@ -58,9 +59,15 @@ def quantize(
     journal = Journal()
     head, whole = peek(data)
     held = _Held(verify_samples)
+    example = example_of(head, model.forward)
     quantized: QuantizedModel = run(
-        model, example_of(head, model), held.watch(whole), target=target,
-        journal=journal, progress=progress, **choices,
+        model,
+        example,
+        held.watch(whole),
+        target=target,
+        journal=journal,
+        progress=progress,
+        **choices,
     )
     with journal.step("lower"):
         program = lower(quantized)
@@ -75,9 +82,7 @@ def quantize(
         verdict: Verdict | None = None
         if verify_samples:
             with journal.step("verify", samples=verify_samples):
-                verdict = verify(
-                    program, path, held.first(), stages=stages(model, quantized)
-                )
+                verdict = verify(program, path, held.first(), stages=stages(model, quantized))
         return Result(quantized, program, (table.artifact, path.read_bytes()), verdict, journal)
 
 
@@ -91,7 +96,11 @@ def stages(model: nn.Module, quantized: QuantizedModel) -> dict[str, Stage]:
             module.eval()
             try:
                 with torch.inference_mode():
-                    out = module(*tensors) if names is None else module(**dict(zip(names, tensors, strict=True)))
+                    out = (
+                        module(*tensors)
+                        if names is None
+                        else module(**dict(zip(names, tensors, strict=True)))
+                    )
             finally:
                 module.train(was_training)
             return _first_tensor(out).numpy()
@@ -103,7 +112,7 @@ def stages(model: nn.Module, quantized: QuantizedModel) -> dict[str, Stage]:
 
 
 def _first_tensor(outputs: Any) -> Tensor:
-    flat, _ = torch.utils._pytree.tree_flatten(outputs)
+    flat, _ = tree_flatten(outputs)
     return next(value for value in flat if isinstance(value, Tensor))
 
 
@@ -113,34 +122,10 @@ def peek(data: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
     try:
         head = next(iterator)
     except StopIteration:
-        raise DataError("the data has no batch: it is empty, or an iterator that was used before") from None
+        raise DataError(
+            "the data has no batch: it is empty, or an iterator that was used before"
+        ) from None
     return head, itertools.chain([head], iterator)
-
-
-def example_of(batch: Any, model: nn.Module) -> Example:
-    """The inputs within a batch: labels are what the model's ``forward`` has no argument for."""
-    import inspect
-
-    names = [
-        name
-        for name, p in inspect.signature(model.forward).parameters.items()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    if isinstance(batch, dict):
-        return {name: torch.as_tensor(batch[name]) for name in names if name in batch}
-    if isinstance(batch, tuple | list):
-        keep = max(1, min(len(names), len(batch) - 1)) if len(batch) > 1 else 1
-        required = sum(1 for name in names if _is_required(model, name))
-        keep = len(batch) if len(batch) == required else keep
-        return tuple(torch.as_tensor(value) for value in batch[:keep])
-    return (torch.as_tensor(batch),)
-
-
-def _is_required(model: nn.Module, name: str) -> bool:
-    import inspect
-
-    parameter = inspect.signature(model.forward).parameters[name]
-    return parameter.default is parameter.empty
 
 
 class _Held:

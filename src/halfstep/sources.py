@@ -126,7 +126,7 @@ def _attribute(module: ModuleType, name: str, what: str, where: str) -> Callable
     found = known.get(name)
     if found is None:
         own = [key for key, value in known.items() if callable(value)]
-        raise unknown_name(f"callable of {what} {where}:", name, own)
+        raise unknown_name(f"callable of {where.removesuffix(name)[:-1]}", name, own)
     if not callable(found):
         raise DataError(f"{what} {where}: {name} is of type {type(found).__name__}, not a callable")
     function: Callable[[], Any] = found

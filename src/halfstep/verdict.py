@@ -100,10 +100,9 @@ class Verdict:
 
     def __str__(self) -> str:
         codes = sum(site.compared for site in self.comparable)
-        lines = [
-            f"{self.status}: {self.mismatches} of {codes} codes differ on {len(self.comparable)} "
-            f"sites over {self.samples} samples ({self.target})"
-        ]
+        head = f"{self.status}: {self.mismatches} of {codes} codes differ"
+        where = f"{len(self.comparable)} sites over {self.samples} samples ({self.target})"
+        lines = [f"{head} on {where}"]
         if self.cause:
             lines.append(f"  first divergence: {self.cause}")
         for site in self.sites:

@@ -67,10 +67,13 @@ def verify(
     engine = Engine(program, backend)
     comparison = _Comparison(program, dict(stages or {}))
     for inputs, labels in batches(data, program.inputs, np.asarray):
+        engine.check_inputs(inputs)
         found = runtime.run(inputs)
         missing = [site for site in program.sites if site not in found]
         if missing:
-            raise ExportError(f"{artifact}: it has no tensor {missing[0]}; was it made from this program?")
+            raise ExportError(
+                f"{artifact}: it has no tensor {missing[0]}; was it made from this program?"
+            )
         comparison.add(engine, inputs, labels, found)
     return comparison.verdict(runtime)
 
@@ -118,7 +121,9 @@ class _Comparison:
         for name, decision in decisions.items():
             if name != "engine":
                 key = f"{name} and engine"
-                self.same[key] = self.same.get(key, 0) + int((decision == decisions["engine"]).sum())
+                self.same[key] = self.same.get(key, 0) + int(
+                    (decision == decisions["engine"]).sum()
+                )
             if labels is not None:
                 self.right[name] = self.right.get(name, 0) + int((decision == labels).sum())
         self.labelled += 0 if labels is None else len(labels)
@@ -169,7 +174,8 @@ def comparable(program: IntProgram, op: Op) -> bool:
 def _updated(report: SiteReport, mine: Values, theirs: Values, offset: int) -> SiteReport:
     if mine.shape != theirs.shape:
         raise ExportError(
-            f"{report.site}: the runtime gives codes of shape {theirs.shape}, the engine {mine.shape}"
+            f"{report.site}: the runtime gives codes of shape {theirs.shape}, "
+            f"the engine {mine.shape}"
         )
     report = replace(report, compared=report.compared + mine.size)
     if np.array_equal(mine, theirs):
@@ -182,4 +188,3 @@ def _updated(report: SiteReport, mine: Values, theirs: Values, offset: int) -> S
         largest=max(report.largest, int(distance.max())),
         first=report.first or (offset + index[0], *index[1:]),
     )
-

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halfstep.core.execution import BATCH
+from halfstep.errors import ExportError
 from halfstep.program.ir import Op
 
 if TYPE_CHECKING:
@@ -71,26 +72,30 @@ def _matmul(writer: "Writer", op: Op, inputs: list[str]) -> str:
     product = writer.node("MatMul", inputs, _out(op))
     if writer.program.tensor(op.output).grid is not None or op.attrs["alpha"] == 1.0:
         return product
-    alpha = writer.constant(f"{op.output}/alpha", np.float32(op.attrs["alpha"]))
+    alpha = writer.constant(f"{op.output}/alpha", np.asarray(op.attrs["alpha"], np.float32))
     return writer.node("Mul", [product, alpha], f"{op.output}/scaled")
 
 
 def _pool(writer: "Writer", op: Op, inputs: list[str]) -> str:
-    attrs = {
+    attrs: dict[str, Any] = {
         "kernel_shape": list(op.attrs["kernel"]),
         "strides": list(op.attrs["stride"]),
         "pads": _pads(op.attrs["padding"]),
         "ceil_mode": int(op.attrs["ceil_mode"]),
     }
     if op.kind == "max_pool":
-        return writer.node("MaxPool", inputs, _out(op), dilations=list(op.attrs["dilation"]), **attrs)
+        return writer.node(
+            "MaxPool", inputs, _out(op), dilations=list(op.attrs["dilation"]), **attrs
+        )
+    if op.attrs["divisor"]:
+        raise ExportError(f"{op.output}: an average with a divisor of its own has no form in ONNX")
     include = int(op.attrs["count_include_pad"])
     return writer.node("AveragePool", inputs, _out(op), count_include_pad=include, **attrs)
 
 
 def _clamp(writer: "Writer", op: Op, inputs: list[str]) -> str:
     ends = [
-        writer.constant(f"float/{end}", np.float32(end)) if end is not None else None
+        writer.constant(f"float/{end}", np.asarray(end, np.float32)) if end is not None else None
         for end in (op.attrs["low"], op.attrs["high"])
     ]
     if ends[0] is None:
@@ -121,6 +126,9 @@ def _slice(writer: "Writer", op: Op, inputs: list[str]) -> str:
     return writer.node("Slice", [*inputs, *window], _out(op))
 
 
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
 def _pad(writer: "Writer", op: Op, inputs: list[str]) -> str:
     pads = writer.constant(f"{op.output}/pads", _ints(_pads(op.attrs["padding"])))
     grid = writer.program.tensor(op.output).grid
@@ -128,7 +136,7 @@ def _pad(writer: "Writer", op: Op, inputs: list[str]) -> str:
     if grid is not None:
         value = grid.zero_point.astype(grid.qtype.storage)
     fill = writer.constant(f"{op.output}/fill", value)
-    return writer.node("Pad", [inputs[0], pads, fill], _out(op), mode=op.attrs["mode"])
+    return writer.node("Pad", [inputs[0], pads, fill], _out(op), mode=_PAD_MODES[op.attrs["mode"]])
 
 
 def _expand(writer: "Writer", op: Op, inputs: list[str]) -> str:
@@ -138,7 +146,8 @@ def _expand(writer: "Writer", op: Op, inputs: list[str]) -> str:
         return writer.node("Expand", [inputs[0], _sizes(writer, shape)], _out(op))
     batch = writer.node("Shape", [writer.program.inputs[0]], f"{op.output}/batch", start=0, end=1)
     parts = [
-        batch if size == BATCH else writer.constant(f"index/{size}", _ints([size])) for size in shape
+        batch if size == BATCH else writer.constant(f"index/{size}", _ints([size]))
+        for size in shape
     ]
     sizes = writer.node("Concat", parts, f"{op.output}/sizes", axis=0)
     return writer.node("Expand", [inputs[0], sizes], _out(op))
@@ -146,7 +155,14 @@ def _expand(writer: "Writer", op: Op, inputs: list[str]) -> str:
 
 def _upsample_nearest(writer: "Writer", op: Op, inputs: list[str]) -> str:
     """Repetition of neighbours as reshape, expand, reshape would cost more than Resize on codes."""
-    return _resize(writer, op, inputs, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return _resize(
+        writer,
+        op,
+        inputs,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
 
 
 def _upsample_linear(writer: "Writer", op: Op, inputs: list[str]) -> str:
@@ -158,12 +174,16 @@ def _resize(writer: "Writer", op: Op, inputs: list[str], **attrs: Any) -> str:
     factors = np.asarray([1, 1, *op.attrs["factors"]], np.float32)
     name = "factors/" + "x".join(map(str, op.attrs["factors"]))
     region = writer.constant("factors/no_region", np.asarray([], np.float32))
-    return writer.node("Resize", [inputs[0], region, writer.constant(name, factors)], _out(op), **attrs)
+    return writer.node(
+        "Resize", [inputs[0], region, writer.constant(name, factors)], _out(op), **attrs
+    )
 
 
 def _reduction(kind: str) -> Emitter:
     def emit(writer: "Writer", op: Op, inputs: list[str]) -> str:
-        axes = writer.constant("axes/" + "x".join(map(str, op.attrs["axes"])), _ints(op.attrs["axes"]))
+        axes = writer.constant(
+            "axes/" + "x".join(map(str, op.attrs["axes"])), _ints(op.attrs["axes"])
+        )
         return writer.node(kind, [inputs[0], axes], _out(op), keepdims=int(op.attrs["keepdim"]))
 
     return emit

@@ -95,7 +95,10 @@ class Writer:
         """Gemm adds an int32 bias but takes two axes: codes are reshaped in front and behind."""
         shape = self.program.tensor(op.output).shape
         flat = onnx_ops.reshaped(
-            self, self.name_of(op.inputs[0]), (BATCH, self.program.tensor(op.inputs[0]).shape[-1]), f"{op.output}/flat"
+            self,
+            self.name_of(op.inputs[0]),
+            (BATCH, self.program.tensor(op.inputs[0]).shape[-1]),
+            f"{op.output}/flat",
         )
         weights = [self.dequantized(name) for name in op.inputs[1:]]
         x = self.dequantized(op.inputs[0], flat)
@@ -113,7 +116,9 @@ class Writer:
         self.values[out] = ir.Value(name=out)
         attributes = ir.convenience.convert_attributes(attrs)
         self.nodes.append(
-            ir.Node(domain, kind, values, attributes, outputs=[self.values[out]], name=f"{out}/{kind}")
+            ir.Node(
+                domain, kind, values, attributes, outputs=[self.values[out]], name=f"{out}/{kind}"
+            )
         )
         return out
 
@@ -139,7 +144,7 @@ class Writer:
         grid = self.program.grid(name)
         source = codes or self.name_of(name)
         out = f"{name}/real{len(self.nodes)}"
-        axis = {} if grid.axis is None else {"axis": grid.axis}
+        axis: dict[str, Any] = {} if grid.axis is None else {"axis": grid.axis}
         return self.node("DequantizeLinear", [source, *self._grid(name, grid)], out, **axis)
 
     def quantize(self, op: Op, real: str, name: str) -> None:
@@ -151,7 +156,7 @@ class Writer:
         out = name if bounded else f"{op.output}/unclamped"
         scale = None
         if op.kind == "matmul" and op.attrs["alpha"] != 1.0:
-            scale = np.float32(grid.scale / np.float32(op.attrs["alpha"]))
+            scale = np.asarray(grid.scale / np.float32(op.attrs["alpha"]), np.float32)
         self.node("QuantizeLinear", [real, *self._grid(op.output, grid, scale)], out)
         if not bounded:
             ends = [
@@ -162,9 +167,7 @@ class Writer:
         if name == op.output:
             self._annotate(name)
 
-    def _grid(
-        self, name: str, grid: Affine, scale: NDArray[np.float32] | None = None
-    ) -> list[str]:
+    def _grid(self, name: str, grid: Affine, scale: NDArray[np.float32] | None = None) -> list[str]:
         kind = "scale" if scale is None else "scale_before_alpha"
         names = [self.constant(f"{name}/{kind}", grid.scale if scale is None else scale)]
         zero_point = grid.zero_point.astype(grid.qtype.storage)

@@ -1,1 +1,1 @@
-"""The captured model: its operations, what is planned for them, and the quantizers on its values."""
+"""The captured model: its operations, the plan for them, and the quantizers on its values."""

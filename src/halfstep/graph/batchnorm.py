@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from halfstep.graph.canonical import aten, insert_call
-from halfstep.graph.ops import arguments
+from halfstep.graph.readers import arguments
 
 # Where each foldable operation keeps its output channels in the weight.
 _CHANNEL_AXIS = {
@@ -33,6 +33,7 @@ def fold_batchnorm(module: fx.GraphModule) -> None:
             None if a[name] is None else value_of(module, a[name])
             for name in ("weight", "bias", "running_mean", "running_var")
         )
+        assert mean is not None and variance is not None, "a batch norm in eval mode has statistics"
         scale = torch.rsqrt(variance.double() + a["eps"])
         scale = scale if gamma is None else scale * gamma.double()
         shift = -mean.double() * scale + (0 if beta is None else beta.double())
@@ -94,7 +95,10 @@ def _replace(
 def _drop_unused(module: fx.GraphModule) -> None:
     """Forget parameters and buffers that no node reads any more."""
     used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+    for name, _ in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
         if name not in used:
             path, _, leaf = name.rpartition(".")
             delattr(module.get_submodule(path), leaf)

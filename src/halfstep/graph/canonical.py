@@ -2,7 +2,8 @@
 
 In-place operations become functional; operations that do nothing disappear; chunk, split, unbind
 and select become slices; scalars in additions and multiplications become constants; attention
-becomes matrix products and a softmax; a mean over space keeps its axes.
+becomes matrix products and a softmax, SiLU a product with a sigmoid; a mean over space keeps its
+axes.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from torch import fx
 
 from halfstep.errors import CaptureError
-from halfstep.graph.ops import LARGEST_INDEX, arguments, shape_of
+from halfstep.graph.readers import LARGEST_INDEX, arguments, pairs, shape_of
 
 aten = torch.ops.aten
 _SPLITS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
@@ -24,6 +25,13 @@ _NOTHING = (
     aten.detach_.default,
     aten.alias.default,
     aten.lift_fresh_copy.default,
+)
+_NOTHING_AT_THE_SAME_SHAPE = (
+    aten.expand.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
 )
 _WITH_SCALAR = {
     aten.add.Tensor: aten.add.Tensor,
@@ -40,7 +48,17 @@ _WITH_SCALAR = {
 
 def canonicalize(module: fx.GraphModule) -> None:
     """Rewrite ``module`` in place; its outputs change by float32 rounding at most."""
-    for rewrite in (_functional, _drop_nothing, _split_attention, _slices, _masks, _scalars, _means):
+    for rewrite in (
+        _functional,
+        _drop_nothing,
+        _split_attention,
+        _slices,
+        _pools,
+        _products,
+        _masks,
+        _scalars,
+        _means,
+    ):
         for node in list(module.graph.nodes):
             if node.op == "call_function":
                 rewrite(node)
@@ -56,7 +74,9 @@ def insert_call(before: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
         node = graph.call_function(target, args)
     node.meta = {k: v for k, v in before.meta.items() if k in ("nn_module_stack", "stack_trace")}
     values = fx.map_arg(args, lambda n: n.meta["val"])
-    mode = next(n.meta["val"].fake_mode for n in node.all_input_nodes if hasattr(n.meta["val"], "fake_mode"))
+    mode = next(
+        n.meta["val"].fake_mode for n in node.all_input_nodes if hasattr(n.meta["val"], "fake_mode")
+    )
     with mode:
         node.meta["val"] = target(*values)
     return node
@@ -101,7 +121,7 @@ def _keeps_everything(node: fx.Node, source: fx.Node) -> bool:
         a = arguments(node)
         end = LARGEST_INDEX if a["end"] is None else a["end"]
         return same_shape and not a["start"] and a["step"] == 1 and end == LARGEST_INDEX
-    return node.target in (aten.expand.default, aten.view.default, aten.reshape.default) and same_shape
+    return node.target in _NOTHING_AT_THE_SAME_SHAPE and same_shape
 
 
 def _slices(node: fx.Node) -> None:
@@ -156,6 +176,13 @@ def _split_attention(node: fx.Node) -> None:
     _replace(node, insert_call(node, aten.matmul.default, (weights, value)))
 
 
+def _split_silu(node: fx.Node) -> None:
+    """``x sigmoid(x)``: two operations that have integer kernels where the whole has none."""
+    if node.target == aten.silu.default:
+        gate = insert_call(node, aten.sigmoid.default, (node.args[0],))
+        _replace(node, insert_call(node, aten.mul.Tensor, (node.args[0], gate)))
+
+
 def _additive(node: fx.Node, mask: fx.Node) -> fx.Node:
     """0 where a boolean mask is true; a number that softmax takes for minus infinity elsewhere."""
     if "additive" in mask.meta:  # made for an earlier layer
@@ -168,6 +195,37 @@ def _additive(node: fx.Node, mask: fx.Node) -> fx.Node:
         part.meta["mask"] = True
     mask.meta["additive"] = added
     return added
+
+
+def _pools(node: fx.Node) -> None:
+    """An average with a divisor of its own as a product; an adaptive maximum as one of windows."""
+    if node.target == aten.avg_pool2d.default:
+        a = arguments(node)
+        if a["divisor_override"] and not a["ceil_mode"]:
+            mean = insert_call(node, node.target, (*node.args[:3], a["padding"], False, True))
+            factor = math.prod(pairs(a["kernel_size"], 2)) / a["divisor_override"]
+            _replace(node, insert_call(node, aten.mul.Tensor, (mean, factor)))
+    elif node.target == operator.getitem and node.args[1] == 0:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        if source.target != aten.adaptive_max_pool2d.default:
+            return
+        x = source.args[0]
+        assert isinstance(x, fx.Node)
+        sizes = list(zip(shape_of(x)[2:], shape_of(node)[2:], strict=True))
+        if all(size % wanted == 0 for size, wanted in sizes):
+            kernel = [size // wanted for size, wanted in sizes]
+            _replace(node, insert_call(node, aten.max_pool2d.default, (x, kernel)))
+
+
+def _products(node: fx.Node) -> None:
+    """SiLU as a product with a sigmoid; a subtraction from the left as one from the right."""
+    if node.target == aten.silu.default:
+        gate = insert_call(node, aten.sigmoid.default, node.args[:1])
+        _replace(node, insert_call(node, aten.mul.Tensor, (node.args[0], gate)))
+    elif node.target == aten.rsub.Scalar:
+        x, left, *rest = node.args
+        _replace(node, insert_call(node, aten.sub.Tensor, (constant(node, left, x), x, *rest)))  # type: ignore[arg-type]
 
 
 def _masks(node: fx.Node) -> None:
@@ -184,7 +242,8 @@ def _masks(node: fx.Node) -> None:
 def constant(before: fx.Node, value: float, like: Any) -> fx.Node:
     """A constant of one element, of the dtype of ``like``, as a buffer of the graph."""
     graph, module = before.graph, before.graph.owning_module
-    name = f"constant_{sum(1 for _ in module.buffers())}"
+    assert module is not None, "a node of a GraphModule"
+    name = f"constant_{len(list(module.buffers()))}"
     dtype = like.meta["val"].dtype if isinstance(like, fx.Node) else torch.float32
     module.register_buffer(name, torch.tensor([value], dtype=dtype))
     with graph.inserting_before(before):
@@ -196,7 +255,7 @@ def constant(before: fx.Node, value: float, like: Any) -> fx.Node:
 
 def _scalars(node: fx.Node) -> None:
     """Scalars become constants, except a scale behind a product, which the product absorbs."""
-    target = _WITH_SCALAR.get(node.target)  # type: ignore[arg-type]
+    target: Any = _WITH_SCALAR.get(node.target)  # type: ignore[call-overload]
     if target is None or len(node.args) < 2:
         return
     left, right, *rest = node.args

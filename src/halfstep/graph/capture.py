@@ -101,7 +101,7 @@ def _export(
     model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
 ) -> tuple[fx.GraphModule, TreeSpec]:
     batch = {0: torch.export.Dim.DYNAMIC}
-    shapes: Any = {name: batch for name in kwargs} if kwargs else tuple(batch for _ in args)
+    shapes: Any = dict.fromkeys(kwargs, batch) if kwargs else tuple(batch for _ in args)
     try:
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises errors of many unrelated types
@@ -118,7 +118,9 @@ def _refusal(model: nn.Module, error: Exception) -> str:
     library = torch.__path__[0]
     own = [f for f in frames if not f.filename.startswith((library, __file__))]
     user = [f for f in own if "halfstep" not in f.filename]
-    where = f"{user[-1].filename}:{user[-1].lineno}: {user[-1].line}" if user else type(model).__name__
+    where = (
+        f"{user[-1].filename}:{user[-1].lineno}: {user[-1].line}" if user else type(model).__name__
+    )
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if user == [] or "File " in str(error):
         lines = [line.strip() for line in str(error).splitlines() if 'File "' in line]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from halfstep.graph.canonical import aten, insert_call
-from halfstep.graph.ops import shape_of
+from halfstep.graph.readers import shape_of
 
 _CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default)
 
@@ -56,12 +56,10 @@ def _is_batch_range(node: fx.Node) -> bool:
     if node.target != aten.arange.default or not isinstance(node.args[0], fx.Node):
         return False
     size = node.args[0]
-    return size.target == aten.sym_size.int and size.args[1] == 0
+    return size.target == aten.sym_size.int and bool(size.args[1] == 0)
 
 
-def _index_of_ranges(
-    node: fx.Node, values: dict[fx.Node, Tensor], ranges: set[fx.Node]
-) -> None:
+def _index_of_ranges(node: fx.Node, values: dict[fx.Node, Tensor], ranges: set[fx.Node]) -> None:
     """``x[arange(batch)[:, None], arange(n)]`` is ``x``, with other axes of size 1."""
     x, indices = node.args[0], node.args[1]
     assert isinstance(x, fx.Node) and isinstance(indices, list | tuple)
@@ -81,7 +79,9 @@ def _index_of_ranges(
 
 
 def _counts_to(index: Tensor | None, size: int) -> bool:
-    return index is not None and torch.equal(index.flatten(), torch.arange(size))
+    if index is None:
+        return False
+    return torch.equal(index.flatten(), torch.arange(size))
 
 
 def _materialize(module: fx.GraphModule, node: fx.Node, value: Tensor) -> None:

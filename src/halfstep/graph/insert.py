@@ -14,9 +14,10 @@ from halfstep.errors import DataError, PlanError, unknown_name
 from halfstep.graph.batchnorm import value_of
 from halfstep.graph.capture import Graph
 from halfstep.graph.match import Unit, Units, find_units
-from halfstep.graph.ops import IDENTITIES, shape_of
+from halfstep.graph.ops import IDENTITIES
 from halfstep.graph.placement import is_weighted, quantized_values
 from halfstep.graph.plan import Plan
+from halfstep.graph.readers import shape_of
 from halfstep.quant.bias import BiasQuantizer
 from halfstep.quant.quantizer import Quantizer
 
@@ -144,8 +145,10 @@ class _Inserter:
             name = self._add(leader, None)
             if node not in made_by_copy:
                 new = self.copied[node]
+                readers = list(new.users)
                 call = self._call_after(new, name, (new,))
-                new.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
+                for reader in readers:
+                    reader.replace_input_with(new, call)
 
     def insert_weights(self) -> None:
         """Quantizers in front of the weight and the bias of every quantized operation."""
@@ -177,9 +180,13 @@ class _Inserter:
         name = _module_name(site)
         if not hasattr(self.module, name):
             if site not in self.plan.specs:
-                raise PlanError(f"{site}: the plan has no spec for it, and an integer operation reads it")
+                raise PlanError(
+                    f"{site}: the plan has no spec for it, and an integer operation reads it"
+                )
             spec = self.plan.specs[site]
-            self.module.add_submodule(name, find("quantizer", spec.quantizer)(site, spec, n_channels))
+            self.module.add_submodule(
+                name, find("quantizer", spec.quantizer)(site, spec, n_channels)
+            )
         return name
 
     def _call_after(self, node: fx.Node, name: str, args: tuple[fx.Node, ...]) -> fx.Node:
@@ -215,7 +222,8 @@ def check_batch(graph: Graph, inputs: tuple[Tensor, ...], index: int) -> None:
         if value.ndim != example.ndim or value.shape[1:] != example.shape[1:] or not len(value):
             wanted = ("N", *example.shape[1:])
             raise DataError(
-                f"{where}: asked for shape ({', '.join(map(str, wanted))}), found {tuple(value.shape)}"
+                f"{where}: asked for shape ({', '.join(map(str, wanted))}), "
+                f"found {tuple(value.shape)}"
             )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"{where}: it holds NaN or infinity; clean the data")

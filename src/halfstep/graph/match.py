@@ -15,10 +15,21 @@ from typing import Any
 from torch import fx
 
 from halfstep.core.target import OpFacts
-from halfstep.graph.ops import IDENTITIES, OpInfo, describe, is_computation, macs, shape_of
+from halfstep.graph.ops import IDENTITIES, describe, is_computation, macs
+from halfstep.graph.readers import OpInfo, shape_of
 
 # Operations behind which an activation function costs nothing: it narrows the output codes.
-FUSING = ("conv", "conv_transpose", "linear", "matmul", "add", "sub", "mul", "avg_pool", "global_avg_pool")
+FUSING = (
+    "conv",
+    "conv_transpose",
+    "linear",
+    "matmul",
+    "add",
+    "sub",
+    "mul",
+    "avg_pool",
+    "global_avg_pool",
+)
 MASK_REASON = "an attention mask is among its values, which no grid of few codes can hold"
 
 
@@ -59,7 +70,9 @@ class Unit:
     def facts(self) -> OpFacts:
         """What a target's rule may look at."""
         shapes = tuple(shape_of(node) for node in self.inputs)
-        return OpFacts(self.kind, self.attrs, shapes, tuple(n.op == "get_attr" for n in self.inputs))
+        return OpFacts(
+            self.kind, self.attrs, shapes, tuple(n.op == "get_attr" for n in self.inputs)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +139,9 @@ def _unit(head: fx.Node, fused_activations: frozenset[str]) -> Unit:
     inputs = tuple(see_through(node) for node in info.inputs)
     if info.kind == "conv":
         inputs, attrs["padding"] = _absorb_padding(inputs, attrs["padding"])
-    return Unit("", info.kind, head, tail, inputs, attrs, info.weight, info.bias, limits, macs(info, head))
+    return Unit(
+        "", info.kind, head, tail, inputs, attrs, info.weight, info.bias, limits, macs(info, head)
+    )
 
 
 def _limits(info: OpInfo) -> tuple[float | None, float | None]:

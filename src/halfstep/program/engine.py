@@ -62,9 +62,9 @@ class Engine:
 
         Args:
             inputs: arrays in the order of ``program.inputs``, of their shapes and dtypes.
-            keep: names of computed tensors to return as well.
-            anchors: values that replace computed tensors: the codes that a runtime made from a
-                float island, so that what follows is compared on equal inputs.
+            keep: names of computed tensors to return as well, as they were computed here.
+            anchors: values that replace computed tensors for all that follows: the codes that a
+                runtime made from a float island, so that the rest is compared on equal inputs.
 
         Raises:
             DataError: an input or an anchor of another shape or dtype than the program's.
@@ -78,16 +78,19 @@ class Engine:
         kept: dict[str, Values] = {}
         with self.backend.computing():
             for index, (op, step) in enumerate(zip(self.program.ops, self._steps, strict=True)):
-                if op.output in anchors:
-                    live[op.output] = self.backend.asarray(anchors[op.output])
-                else:
-                    extra = (batch,) if op.kind in NEED_BATCH else ()
-                    live[op.output] = step(*(live[name] for name in op.inputs), *extra)
+                extra = (batch,) if op.kind in NEED_BATCH else ()
+                live[op.output] = step(*(live[name] for name in op.inputs), *extra)
                 if op.output in keep:
                     kept[op.output] = self._values(op.output, live)
+                if op.output in anchors:
+                    live[op.output] = self.backend.asarray(anchors[op.output])
                 for name in self._last_use.get(index, ()):
                     del live[name]
         return Run(tuple(self._values(name, live) for name in self.program.outputs), kept)
+
+    def check_inputs(self, inputs: Sequence[Values]) -> None:
+        """Raise ``DataError`` unless ``run`` takes these inputs."""
+        self._check(inputs, dict(zip(self.program.inputs, inputs, strict=False)), (), {})
 
     def _values(self, name: str, live: Mapping[str, Array]) -> Values:
         dtype = self.program.tensor(name).dtype

@@ -37,7 +37,7 @@ def save_program(program: IntProgram, folder: str | Path) -> None:
     """
     description, arrays = describe(program)
     write_atomically(Path(folder) / ARRAYS, save(arrays))
-    text = json.dumps(description, indent=1, allow_nan=False)
+    text = json.dumps(description, allow_nan=False)
     write_atomically(Path(folder) / DESCRIPTION, text.encode())
 
 

@@ -61,7 +61,9 @@ class Quantizer(nn.Module, ABC):
 
 def not_calibrated(site: str) -> CalibrationError:
     """The error for a grid that nobody has found yet."""
-    return CalibrationError(f"{site}: it has no range yet; run halfstep.calibrate(model, data) first")
+    return CalibrationError(
+        f"{site}: it has no range yet; run halfstep.calibrate(model, data) first"
+    )
 
 
 def as_tensor(grid: Affine, like: Tensor) -> tuple[Tensor, Tensor]:

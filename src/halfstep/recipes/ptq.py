@@ -13,7 +13,8 @@ from halfstep.errors import PlanError
 from halfstep.graph.calibrate import calibrate
 from halfstep.graph.capture import Example, capture
 from halfstep.graph.insert import QuantizedModel, prepare
-from halfstep.graph.plan import Plan, make_plan
+from halfstep.graph.plan import Plan
+from halfstep.graph.planner import make_plan
 from halfstep.journal import Journal
 from halfstep.progress import Progress
 

@@ -15,7 +15,7 @@ from halfstep.core.target import Target, resolve
 from halfstep.errors import PlanError
 from halfstep.export.verb import export
 from halfstep.graph.insert import prepare
-from halfstep.graph.plan import make_plan
+from halfstep.graph.planner import make_plan
 from halfstep.lower import lower
 from halfstep.result import Result
 

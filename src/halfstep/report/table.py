@@ -18,20 +18,19 @@ def ending(
     verdict: Verdict, gain: Gain | str = "", journal: Journal | None = None
 ) -> RenderableType:
     """Everything that a run found, as far as it is known; for a gain perhaps why it is not."""
-    facts = _facts()
     planned, real = verdict.integer_coverage, verdict.integer_in_runtime
-    facts.add_row("integer MACs", f"{planned:.2%} planned, {real:.2%} in the runtime")
+    facts = [("integer MACs", f"{planned:.2%} planned, {real:.2%} in the runtime")]
+    facts += [("not integer", line) for line in _float_lines(verdict.floats)]
     if isinstance(gain, Gain):
-        _add_gain(facts, gain)
+        facts += _gain_lines(gain)
     elif gain:
-        facts.add_row("latency", f"not compared with float: {gain}")
-    for line in float_lines(verdict.floats):
-        facts.add_row("not integer", line)
+        facts.append(("latency", f"not compared with float: {gain}"))
     if journal is not None:
         steps = [f"{record.verb} {record.seconds:.1f}" for record in journal.records]
         total = sum(record.seconds for record in journal.records)
-        facts.add_row("seconds", f"{total:.1f}: {', '.join(steps)}")
-    return Group(*_decisions(verdict), verdict_text(verdict), facts)
+        facts.append(("seconds", f"{total:.1f}: {', '.join(steps)}"))
+    lines = (Text(f"  {name:<13} {fact}") for name, fact in facts)
+    return Group(*_decisions(verdict), verdict_text(verdict), *lines)
 
 
 def verdict_text(verdict: Verdict) -> Text:
@@ -51,7 +50,7 @@ def verdict_text(verdict: Verdict) -> Text:
     return text
 
 
-def float_lines(floats: Mapping[str, str]) -> list[str]:
+def _float_lines(floats: Mapping[str, str]) -> list[str]:
     """Operations that do not run on integer kernels, one line a reason."""
     groups: dict[str, list[str]] = {}
     for name, reason in floats.items():
@@ -84,20 +83,23 @@ def _decisions(verdict: Verdict) -> list[RenderableType]:
     return [table]
 
 
-def _facts() -> Table:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    return facts
-
-
-def _add_gain(facts: Table, gain: Gain) -> None:
-    ratio = gain.float_bytes / gain.integer_bytes
-    sizes = f"{gain.float_bytes / 1000:,.0f} kB float, {gain.integer_bytes / 1000:,.0f} kB integer"
-    facts.add_row("file size", f"{sizes}: ratio {ratio:.2f}")
-    speed_up = gain.float_seconds / gain.integer_seconds
-    times = (
-        f"{1000 * gain.float_seconds:.3f} ms float, {1000 * gain.integer_seconds:.3f} ms integer"
-    )
+def _gain_lines(gain: Gain) -> list[tuple[str, str]]:
+    smaller = gain.float_bytes / gain.integer_bytes
+    faster = gain.float_seconds / gain.integer_seconds
     how = f"batch 1, fastest of {gain.rounds} runs each, in turns"
-    facts.add_row("latency", f"{times}: speed-up {speed_up:.2f} ({how})")
+    return [
+        (
+            "file size",
+            (
+                f"{gain.float_bytes / 1000:,.0f} kB float, {gain.integer_bytes / 1000:,.0f} kB "
+                f"integer: ratio {smaller:.2f}"
+            ),
+        ),
+        (
+            "latency",
+            (
+                f"{1000 * gain.float_seconds:.3f} ms float, {1000 * gain.integer_seconds:.3f} ms "
+                f"integer: speed-up {faster:.2f} ({how})"
+            ),
+        ),
+    ]

@@ -93,7 +93,10 @@ def _options(threads: int, model: Any) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if any(t.data_type == onnx.TensorProto.INT8 and t.name.endswith("/zero_point") and t.dims == [] for t in model.graph.initializer):
+    if any(
+        t.data_type == onnx.TensorProto.INT8 and t.name.endswith("/zero_point") and t.dims == []
+        for t in model.graph.initializer
+    ):
         # Activations in int8 are fused only on request.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
     return options

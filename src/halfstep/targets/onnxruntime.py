@@ -24,19 +24,14 @@ def _average(facts: OpFacts) -> str:
     return _images_only(facts)
 
 
-def _floor_only(facts: OpFacts) -> str:
-    return "max pooling with ceil_mode stays float" if facts.attrs["ceil_mode"] else ""
-
-
 def _last_axis(facts: OpFacts) -> str:
     last = facts.attrs["axis"] in (-1, len(facts.shapes[0]) - 1)
     return "" if last else "a softmax along any but the last axis has no integer kernel"
 
 
-def _zeros_only(facts: OpFacts) -> str:
-    plain = facts.attrs["mode"] == "constant" and facts.attrs["value"] == 0
-    inside = all(size >= 0 for pair in facts.attrs["padding"] for size in pair)
-    return "" if plain and inside else "only padding with zeros moves codes unchanged"
+def _no_new_values(facts: OpFacts) -> str:
+    new = facts.attrs["mode"] == "constant" and facts.attrs["value"] != 0
+    return "padding with a value other than zero adds one that the grid may not hold" if new else ""
 
 
 _INTEGER, _COPY = Execution.INTEGER, Execution.COPY
@@ -54,9 +49,9 @@ RULES = {
     "softmax": OpRule(_INTEGER, "table", refuses=_last_axis, output_calibrator="unit_interval"),
     "sigmoid": OpRule(_INTEGER),
     "leaky_relu": OpRule(_INTEGER),
-    **{kind: _BETWEEN for kind in ("relu", "clamp", "tanh", "gelu", "hardswish", "hardsigmoid")},
-    "max_pool": OpRule(_COPY, refuses=_floor_only),
-    "pad": OpRule(_COPY, refuses=_zeros_only),
+    **dict.fromkeys(("relu", "clamp", "tanh", "gelu", "hardswish", "hardsigmoid"), _BETWEEN),
+    "max_pool": OpRule(_COPY),
+    "pad": OpRule(_COPY, refuses=_no_new_values),
     **{
         kind: OpRule(_COPY)
         for kind in (

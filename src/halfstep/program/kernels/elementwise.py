@@ -45,7 +45,7 @@ def _prepared(setup: Setup, codes_of: Pair) -> Pair:
     origin = first.qmin * n_second + second.qmin
 
     def look_up_pair(a: Array, b: Array) -> Array:
-        index = xp.astype(a, xp.int32) * n_second + b
+        index = xp.astype(a, xp.int32) * n_second + xp.astype(b, xp.int32)
         return look_up(table, index - origin if origin else index)
 
     return look_up_pair

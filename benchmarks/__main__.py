@@ -1,0 +1,69 @@
+"""Measure everything that ``docs/results.md`` states, and write that page.
+
+    python -m benchmarks --shared FOLDER [SECTION ...]
+
+FOLDER holds ``resnet20_cifar10.safetensors`` and ``imagenet500/``. Each section's figures are kept
+in ``benchmarks/.work/results.json``, so that one can be measured again alone.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+from benchmarks import accuracy, cost, page
+from halfstep.files import write_atomically
+from halfstep.result import versions
+
+REPOSITORY = Path(__file__).parents[1]
+WORK = REPOSITORY / "benchmarks" / ".work"
+SECTIONS = {
+    "resnet20": accuracy.resnet20,
+    "peer_simulations": accuracy.peer_simulations,
+    "efficientnet": accuracy.efficientnet,
+    "conformance": accuracy.conformance,
+    "quantization": cost.quantization,
+    "scaling": cost.scaling,
+    "peer_quantization": cost.peer_quantization,
+    "artifacts": cost.artifacts,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default all")
+    default = os.environ.get("HALFSTEP_DATA", REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--shared", type=Path, default=Path(default), help="folder of data")
+    asked = parser.parse_args()
+    if unknown := set(asked.sections) - SECTIONS.keys():
+        parser.error(f"unknown section {', '.join(sorted(unknown))}; known: {', '.join(SECTIONS)}")
+    if not (asked.shared / "imagenet500").is_dir():
+        parser.error(f"--shared {asked.shared}: it has no folder imagenet500")
+    store = WORK / "results.json"
+    WORK.mkdir(parents=True, exist_ok=True)
+    results = json.loads(store.read_text()) if store.exists() else {}
+    for name in asked.sections or SECTIONS:
+        begin = time.perf_counter()
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        rows = SECTIONS[name](asked.shared, WORK)
+        results[name] = {"date": str(date.today()), "versions": versions(), "rows": rows}
+        write_atomically(store, json.dumps(results, indent=1).encode())
+        print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+    write_atomically(REPOSITORY / "docs" / "results.md", page.render(results, processor()).encode())
+
+
+def processor() -> str:
+    """The CPU's name and number of cores, as Linux gives them."""
+    listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    lines = dict(line.split(":", 1) for line in listed.splitlines() if ":" in line)
+    flags = lines.get("Flags", "")
+    vnni = "AVX512-VNNI" if "avx512_vnni" in flags else "VNNI" if "vnni" in flags else "no VNNI"
+    return f"{lines.get('Model name', 'unknown').strip()}, {os.cpu_count()} cores, {vnni}"
+
+
+if __name__ == "__main__":
+    main()

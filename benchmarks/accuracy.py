@@ -1,0 +1,117 @@
+"""Accuracy and exactness on real networks: what the artifact decides, and was it foreseen."""
+
+from pathlib import Path
+from typing import Any
+
+import halfstep as hs
+from benchmarks import images, networks
+from benchmarks.cifar10_example import resnet
+from benchmarks.peers import environments
+from halfstep.quantize import stages
+
+PEERS = ("torchao", "torchao_inductor", "nncf", "aimet")
+
+
+def resnet20(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """ResNet-20 with published weights, W8A8, 256 training images, each calibrator."""
+    model = resnet.resnet20(shared / "resnet20_cifar10.safetensors")
+    folder = images.cifar10_folder(work)
+    calibration = images.cifar10(folder, "train", batch=64)[:256]
+    test = images.cifar10(folder, "test", batch=500)
+    rows = []
+    for calibrator in ("mse", "minmax", "percentile", "entropy", "ema"):
+        result = hs.quantize(model, calibration, calibrator=calibrator, verify_samples=0)
+        result.save(work / "resnet20")
+        verdict = hs.verify(
+            result.program,
+            work / "resnet20" / "model.onnx",
+            test,
+            stages=stages(model, result.model),
+        )
+        rows.append({"network": "ResNet-20", "calibrator": calibrator, **summary(verdict)})
+    return rows
+
+
+def peer_simulations(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """The same network in the peers: their simulation against their deployment."""
+    folder = images.cifar10_folder(work)
+    weights = shared / "resnet20_cifar10.safetensors"
+    arguments = ("--cifar10", folder, "--weights", weights, "--work", work / "peers")
+    module = "benchmarks.peers.torch_fake_quant"
+    return [environments.run(peer.partition("_")[0], module, peer, *arguments) for peer in PEERS]
+
+
+def efficientnet(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """EfficientNet-Lite0, calibrated on every fifth photo, judged on all 500 and on the others."""
+    model = networks.build("efficientnet_lite0")
+    photos = images.imagenet(shared, work)
+    rows = []
+    for calibrator in ("mse", "minmax"):
+        result = hs.quantize(model, photos[::5], calibrator=calibrator, verify_samples=0)
+        result.save(work / "efficientnet_lite0")
+        artifact = work / "efficientnet_lite0" / "model.onnx"
+        for name, chosen in (("all 500", photos), ("400 not calibrated on", _others(photos))):
+            verdict = hs.verify(
+                result.program, artifact, chosen, stages=stages(model, result.model)
+            )
+            rows.append(
+                {"network": "EfficientNet-Lite0", "photos": name, "calibrator": calibrator}
+                | summary(verdict)
+            )
+    return rows
+
+
+def _others(photos: images.LabelledImages) -> Any:
+    """Every photo but each fifth, in batches."""
+    for offset in range(1, 5):
+        yield from photos[offset::5]
+
+
+def conformance(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """Exactness and coverage of every network, on inputs that it was not calibrated on."""
+    rows = []
+    for name in ("resnet18", "mobilenet_v2", "efficientnet_lite0", "vit_tiny", "minilm"):
+        model = networks.build(name)
+        calibration, samples = _inputs(name, shared, work)
+        result = hs.quantize(model, calibration, verify_samples=0)
+        result.save(work / name)
+        verdict = hs.verify(
+            result.program, work / name / "model.onnx", samples, stages=stages(model, result.model)
+        )
+        rows.append({"network": name, **summary(verdict), "floats": _kinds(result.program)})
+    return rows
+
+
+def _inputs(name: str, shared: Path, work: Path) -> tuple[list[Any], list[Any]]:
+    """64 inputs to calibrate on and 64 others to compare on, in batches of 16."""
+    if name == "minilm":
+        parts = [networks.tokenized_sentences(16, first) for first in range(0, 128, 16)]
+    else:
+        photos = images.imagenet(shared, work, batch=16)[:128]
+        parts = [(batch,) for batch, _ in photos]
+    return parts[:4], parts[4:]
+
+
+def _kinds(program: hs.IntProgram) -> str:
+    """How many operations of each kind are not on integer kernels."""
+    counts: dict[str, int] = {}
+    for op in program.ops:
+        if op.reason:
+            kind = op.attrs["function"] if op.kind == "lookup" else op.kind
+            counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
+
+
+def summary(verdict: hs.Verdict) -> dict[str, Any]:
+    """The figures of a verdict that the results page shows."""
+    return {
+        "status": str(verdict.status),
+        "samples": verdict.samples,
+        "sites": len(verdict.comparable),
+        "uncounted": len(verdict.sites) - len(verdict.comparable),
+        "codes": sum(site.compared for site in verdict.comparable),
+        "mismatches": verdict.mismatches,
+        "coverage": verdict.integer_in_runtime,
+        "accuracy": dict(verdict.accuracy),
+        "agreement": dict(verdict.agreement),
+    }

@@ -1,0 +1,144 @@
+"""Time and memory of quantization, and speed of what it makes; peers beside it in the same run."""
+
+import gc
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import halfstep as hs
+from benchmarks import images, networks
+from benchmarks.measure import interleaved_minimum, resident_growth
+from benchmarks.peers import environments
+from halfstep.runtimes.ort import OnnxRuntimeModel
+
+NETWORK = "efficientnet_lite0"
+CALIBRATORS = ("minmax", "ema", "percentile", "entropy", "mse")
+BATCH = 16
+IMAGES = 256
+
+
+def quantization(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """Capture to saved ONNX on 256 photos, as a multiple of the float forward pass over them."""
+    model = networks.build(NETWORK)
+    photos = images.imagenet(shared, work, batch=BATCH)[:IMAGES]
+    forward(model, photos[:BATCH])
+    rows = []
+    for calibrator in CALIBRATORS:
+        baseline = forward(model, photos)
+        seconds, growth = quantize(model, photos, calibrator, work / "cost")
+        baseline = min(baseline, forward(model, photos))
+        rows.append(
+            {"tool": "halfstep", "method": calibrator, "images": IMAGES, "seconds": seconds}
+            | {"forward": baseline, "ratio": seconds / baseline, "megabytes": growth}
+        )
+    return rows
+
+
+def scaling(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """Calibration time and memory for growing numbers of photos."""
+    model = networks.build(NETWORK)
+    rows = []
+    for count in (64, 128, 256, 480):
+        photos = images.imagenet(shared, work, batch=BATCH)[:count]
+        seconds, growth = quantize(model, photos, "entropy", work / "cost")
+        rows.append({"images": count, "seconds": seconds, "megabytes": growth})
+    return rows
+
+
+def forward(model: torch.nn.Module, photos: images.LabelledImages) -> float:
+    """Seconds of the float model over the photos, which are prepared inside the time as well."""
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        for batch, _ in photos:
+            model(batch)
+    return time.perf_counter() - begin
+
+
+def quantize(
+    model: torch.nn.Module, photos: images.LabelledImages, calibrator: str, out: Path
+) -> tuple[float, float]:
+    """Seconds from capture to the saved folder, and MB of resident growth meanwhile."""
+    gc.collect()
+    with resident_growth() as resident:
+        begin = time.perf_counter()
+        hs.quantize(model, photos, calibrator=calibrator, verify_samples=0).save(out)
+        seconds = time.perf_counter() - begin
+    return seconds, resident.growth
+
+
+def peer_quantization(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """onnxruntime.quantization and NNCF on the same photos, each in its own environment."""
+    folder = work / "peers"
+    folder.mkdir(parents=True, exist_ok=True)
+    float_file, calibration = folder / f"{NETWORK}.onnx", folder / f"{NETWORK}.npy"
+    if not float_file.exists():
+        environments.run("float_onnx", "benchmarks.float_onnx", NETWORK, float_file)
+    photos = images.imagenet(shared, work, batch=BATCH)[:IMAGES]
+    np.save(calibration, np.concatenate([batch.numpy() for batch, _ in photos]))
+    module = "benchmarks.peers.onnxruntime_quantization"
+    rows = []
+    for method in ("minmax", "entropy", "percentile"):
+        out = folder / f"onnxruntime_{method}.onnx"
+        found = environments.run(
+            "onnxruntime",
+            module,
+            float_file,
+            calibration,
+            out,
+            "--images",
+            IMAGES,
+            "--batch",
+            BATCH,
+            "--method",
+            method,
+        )
+        rows.append({"tool": "onnxruntime.quantization", "method": method, **found})
+    out = folder / "nncf.onnx"
+    found = environments.run(
+        "nncf",
+        "benchmarks.peers.nncf_ptq",
+        float_file,
+        calibration,
+        out,
+        "--images",
+        IMAGES,
+        "--batch",
+        BATCH,
+    )
+    rows.append({"tool": "nncf", "method": "default", **found})
+    baseline = forward(networks.build(NETWORK), photos)
+    return [row | {"forward": baseline, "ratio": row["seconds"] / baseline} for row in rows]
+
+
+def artifacts(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """Milliseconds of one image: our artifact, our float file, and the peers' artifacts."""
+    model = networks.build(NETWORK)
+    photos = images.imagenet(shared, work, batch=BATCH)[:IMAGES]
+    folder = work / "cost"
+    hs.quantize(model, photos[:64], verify_samples=0).save(folder)
+    float_artifact(model, folder / "float.onnx")
+    files = {"halfstep int8": folder / "model.onnx", "halfstep float": folder / "float.onnx"}
+    peers = {"onnxruntime.quantization": "onnxruntime_minmax.onnx", "nncf": "nncf.onnx"}
+    files |= {name: work / "peers" / file for name, file in peers.items()}
+    x = [next(iter(photos))[0][:1].numpy()]
+    rows = []
+    for threads in (1, 2):
+        sessions = {name: OnnxRuntimeModel(file, threads=threads) for name, file in files.items()}
+        functions = {name: (lambda s=s: s.run(x)) for name, s in sessions.items()}
+        fastest = interleaved_minimum(functions, rounds=60)
+        rows += [
+            {"artifact": name, "threads": threads, "milliseconds": 1000 * seconds}
+            | {"of_float": seconds / fastest["halfstep float"], "bytes": files[name].stat().st_size}
+            for name, seconds in fastest.items()
+        ]
+    return rows
+
+
+def float_artifact(model: torch.nn.Module, file: Path) -> None:
+    """The float model through the same exporter, for the same runtime."""
+    graph = hs.capture(model, networks.example(NETWORK))
+    plan = hs.make_plan(graph).keep_float("*")
+    hs.export(hs.lower(hs.prepare(graph, plan)), file)

@@ -1,0 +1,159 @@
+"""``docs/results.md`` from the measured figures; no figure is written by hand."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def render(results: Mapping[str, Any], processor: str) -> str:
+    """The whole page; a section that was not measured says so."""
+    parts = ["# Results", "", _INTRODUCTION, "", f"Machine: {processor}.", ""]
+    for name, (title, text, columns) in _SECTIONS.items():
+        parts += [f"## {title}", "", text, ""]
+        if name in results:
+            section = results[name]
+            parts += [*table(section["rows"], columns), "", _measured(section), ""]
+        else:
+            parts += ["Not measured yet: `python -m benchmarks " + name + "`.", ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _measured(section: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
+    return f"Measured {section['date']} with {listed}."
+
+
+def table(rows: Rows, columns: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> list[str]:
+    """A Markdown table; numbers come formatted from the columns."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
+    return lines
+
+
+def _get(key: str, form: str = "{}") -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: form.format(row[key]) if row.get(key) is not None else ""
+
+
+def _top1(stage: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: f"{row['accuracy'][stage]:.2%}" if stage in row["accuracy"] else ""
+
+
+def _differ(pair: str) -> Callable[[Mapping[str, Any]], str]:
+    """The share of decisions that differ, from the share that agree."""
+    return lambda row: f"{1 - row['agreement'][pair]:.2%}" if pair in row["agreement"] else ""
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['status']}: {row['mismatches']} of {row['codes']:,} codes, {row['sites']} sites, "
+        f"{row['samples']} samples"
+    )
+
+
+_INTRODUCTION = (
+    "Written by `make bench` from what it measured; the data and the peers' environments it needs "
+    "are described in `benchmarks/`. Top-1 of *runtime* is what ONNX Runtime answers when it runs "
+    "the written file. *Engine* is Halfstep's simulation: the integer program. *Fake-quantized* is "
+    "the float graph that training uses. Speeds are ratios taken in one run on two cores that "
+    "other work may share."
+)
+
+_ACCURACY = {
+    "float": _top1("float"),
+    "fake-quantized": _top1("fake-quantized"),
+    "engine": _top1("engine"),
+    "runtime": _top1("runtime"),
+}
+_SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str]]]] = {
+    "resnet20": (
+        "ResNet-20, CIFAR-10, W8A8",
+        "Published weights, 256 training images for calibration, the 10,000 test images.",
+        {"calibrator": _get("calibrator"), **_ACCURACY}
+        | {
+            "engine and runtime differ": _differ("runtime and engine"),
+            "fake-quantized and engine differ": _differ("fake-quantized and engine"),
+            "verdict": _verdict,
+            "integer MACs in the runtime": _get("coverage", "{:.2%}"),
+        },
+    ),
+    "peer_simulations": (
+        "The same network in the peers",
+        "Each tool's simulation against its own deployment, on the same images.",
+        {
+            "tool": _get("peer"),
+            "float": _get("top1_float", "{:.2f}%"),
+            "simulated": _get("top1_simulated", "{:.2f}%"),
+            "deployed": _get("top1_deployed", "{:.2f}%"),
+            "decisions that differ": _get("decisions_that_differ", "{:.2%}"),
+            "integer convolutions": _get("integer_convolutions"),
+            "versions": lambda row: ", ".join(f"{k} {v}" for k, v in row["versions"].items()),
+        },
+    ),
+    "efficientnet": (
+        "EfficientNet-Lite0, W8A8",
+        "Real weights; calibrated on every fifth of 500 ImageNet photos.",
+        {"photos": _get("photos"), "calibrator": _get("calibrator"), **_ACCURACY}
+        | {"decisions changed from float": _differ("float and engine"), "verdict": _verdict},
+    ),
+    "conformance": (
+        "Exactness and coverage",
+        (
+            "64 inputs to calibrate on, 64 others to compare; MobileNetV2, ResNet-18 and ViT have "
+            "random weights. Sites that come straight from a float kernel are not counted."
+        ),
+        {
+            "network": _get("network"),
+            "verdict": _verdict,
+            "uncounted sites": _get("uncounted"),
+            "integer MACs in the runtime": _get("coverage", "{:.2%}"),
+            "not on integer kernels": _get("floats"),
+        },
+    ),
+    "quantization": (
+        "Cost of quantization",
+        (
+            "EfficientNet-Lite0, 256 photos in batches of 16, from capture to the saved folder, "
+            "against the float forward pass over the same photos."
+        ),
+        {
+            "calibrator": _get("method"),
+            "seconds": _get("seconds", "{:.1f}"),
+            "float forward": _get("forward", "{:.1f}"),
+            "ratio": _get("ratio", "{:.2f}x"),
+            "resident growth, MB": _get("megabytes", "{:.0f}"),
+        },
+    ),
+    "scaling": (
+        "Growth with the number of images",
+        "The same with the entropy calibrator.",
+        {
+            "images": _get("images"),
+            "seconds": _get("seconds", "{:.1f}"),
+            "resident growth, MB": _get("megabytes", "{:.0f}"),
+        },
+    ),
+    "peer_quantization": (
+        "Cost of quantization in the peers",
+        "The same photos and network, each tool in its own environment.",
+        {
+            "tool": _get("tool"),
+            "method": _get("method"),
+            "seconds": _get("seconds", "{:.1f}"),
+            "ratio to the float forward pass": _get("ratio", "{:.2f}x"),
+            "resident growth, MB": _get("megabytes", "{:.0f}"),
+            "versions": lambda row: ", ".join(f"{k} {v}" for k, v in row["versions"].items()),
+        },
+    ),
+    "artifacts": (
+        "Speed of the artifacts",
+        "EfficientNet-Lite0, one image, ONNX Runtime, fastest of 60 interleaved rounds.",
+        {
+            "artifact": _get("artifact"),
+            "threads": _get("threads"),
+            "milliseconds": _get("milliseconds", "{:.2f}"),
+            "of float": _get("of_float", "{:.2f}"),
+            "bytes": _get("bytes", "{:,}"),
+        },
+    ),
+}

@@ -1,0 +1,149 @@
+"""Plan a graph: every operation by the rules of the target, every site with a spec."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from halfstep.catalog import find
+from halfstep.core.execution import Execution
+from halfstep.core.qtype import QType
+from halfstep.core.spec import QuantSpec
+from halfstep.core.target import Target
+from halfstep.errors import PlanError
+from halfstep.graph.capture import Graph
+from halfstep.graph.match import MASK_REASON, Unit, Units, find_units
+from halfstep.graph.placement import (
+    QUANTIZED,
+    WEIGHTED,
+    data_values,
+    is_weighted,
+    quantized_values,
+)
+from halfstep.graph.plan import Plan, check_spec
+
+
+def make_plan(
+    graph: Graph,
+    target: str = "onnxruntime",
+    *,
+    weights: str | None = None,
+    activations: str | None = None,
+    per_channel: bool = True,
+    calibrator: str = "mse",
+    weight_calibrator: str = "minmax",
+    first_last: str | None = None,
+) -> Plan:
+    """Plan every site of ``graph`` by the rules of ``target``.
+
+    Args:
+        graph: from ``capture``.
+        target: a name in the catalog.
+        weights: their type, such as ``"int4"``; the target's own if ``None``.
+        activations: their type; the target's own if ``None``.
+        per_channel: one scale an output channel of each weight.
+        calibrator: how ranges of activations are found.
+        weight_calibrator: how ranges of weights are found.
+        first_last: the type of the weights of the first and the last conv or linear, and the
+            number of bits of what these two read and of what the last one gives; ``None``
+            treats them like all others.
+
+    Raises:
+        PlanError: the target does not accept a type, or must run integers only and cannot.
+        UnknownNameError: a name that is not in the catalog.
+    """
+    table: Target = find("target", target)
+    for name in (calibrator, weight_calibrator):
+        find("calibrator", name)
+    activation = QuantSpec(
+        QType.parse(activations) if activations else table.activation, calibrator=calibrator
+    )
+    weight = QuantSpec(
+        QType.parse(weights) if weights else table.weight,
+        symmetric=True,
+        calibrator=weight_calibrator,
+    )
+    units = find_units(graph.module, table.fused_activations)
+    executions = {unit.name: _execution(unit, table) for unit in units.units}
+    how = {name: execution for name, (execution, _) in executions.items()}
+    floats = {name: reason for name, (_, reason) in executions.items() if reason}
+    specs = {units.sites[node]: activation for node in quantized_values(units, how)}
+    specs |= _weight_specs(units, how, weight, per_channel)
+    specs |= _fixed_outputs(units, table, specs, how)
+    for site, spec in specs.items():
+        check_spec(table, site, spec, spec.axis)
+    plan = Plan(target, specs, _copies(units, how), floats, how)
+    _refuse_islands(table, plan)
+    return plan if first_last is None else _with_ends(plan, units, QType.parse(first_last))
+
+
+def _weight_specs(
+    units: Units, how: Mapping[str, Execution], spec: QuantSpec, per_channel: bool
+) -> dict[str, QuantSpec]:
+    return {
+        units.sites[unit.weight]: replace(spec, axis=WEIGHTED[unit.kind] if per_channel else None)
+        for unit in units.units
+        if unit.weight is not None and is_weighted(unit, how)
+    }
+
+
+def _execution(unit: Unit, target: Target) -> tuple[Execution, str]:
+    """How a unit runs, and why not on an integer kernel."""
+    rule = target.rules.get(unit.kind)
+    if unit.head.meta.get("mask"):
+        return Execution.FLOAT, MASK_REASON
+    if rule is None:
+        return Execution.FLOAT, f"target '{target.name}' has no rule for {unit.kind}"
+    if unit.kind in WEIGHTED and (unit.weight is None or unit.weight.op != "get_attr"):
+        return Execution.FLOAT, "its weight is computed, not a parameter"
+    if not all(n.meta["val"].is_floating_point() for n in data_values(unit)):
+        return Execution.FLOAT, "it computes on integers, not on real values"
+    refusal = rule.refuses(unit.facts)
+    if refusal:
+        return Execution.FLOAT, refusal
+    return rule.execution, rule.reason
+
+
+def _copies(units: Units, executions: Mapping[str, Execution]) -> dict[str, tuple[str, ...]]:
+    """For each copying operation, the sites of the values that it reads and makes."""
+    return {
+        unit.name: tuple(units.sites[node] for node in data_values(unit))
+        for unit in units.units
+        if executions[unit.name] is Execution.COPY
+    }
+
+
+def _fixed_outputs(
+    units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
+) -> dict[str, QuantSpec]:
+    """Sites whose grid the kernel dictates, and the copies of their codes."""
+    copies = _copies(units, how)
+    groups = Plan(target.name, {}, copies, {}, how).groups
+    fixed = {}
+    for unit in units.units:
+        rule = target.rules.get(unit.kind)
+        if rule is None or rule.output_calibrator is None or how[unit.name] not in QUANTIZED:
+            continue
+        group = next((g for g in groups if unit.out in g), (unit.out,))
+        for site in group:
+            fixed[site] = replace(specs[site], calibrator=rule.output_calibrator)
+    return fixed
+
+
+def _with_ends(plan: Plan, units: Units, qtype: QType) -> Plan:
+    """The plan with another type for the first and the last weight, and as many bits around."""
+    weighted = [unit for unit in units.units if is_weighted(unit, plan.executions)]
+    if not weighted:
+        return plan
+    first, last = weighted[0], weighted[-1]
+    for unit in (first, last):
+        assert unit.weight is not None
+        plan = plan.edit(units.sites[unit.weight], qtype=qtype)
+    for node in (first.inputs[0], last.inputs[0], last.tail):
+        site = units.sites[node]
+        plan = plan.edit(site, qtype=QType(qtype.bits, plan.specs[site].qtype.signed))
+    return plan
+
+
+def _refuse_islands(target: Target, plan: Plan) -> None:
+    if target.integer_only and plan.floats:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in plan.floats.items())
+        raise PlanError(f"target '{target.name}' runs integers only, but {listed}")
