@@ -153,7 +153,7 @@ def test_a_rule_that_cannot_be_run_is_rejected(kind: str, rule: OpRule) -> None:
 
 
 def marked() -> str:
-    return "".join(f"<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n" for name in TABLES)
+    return "".join(f"<!-- {name}:begin -->\nSTALE\n<!-- {name}:end -->\n" for name in TABLES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -183,12 +183,12 @@ def test_a_stale_page_is_found_and_written(
     page.write_text(f"# Page\n{marked()}end\n")
     assert main([str(page)]) == 1
     assert "not current" in capsys.readouterr().out
-    assert "old" in page.read_text()
+    assert "STALE" in page.read_text()
     assert main(["--write", str(page)]) == 0
     text = page.read_text()
     assert text.startswith("# Page\n")
     assert text.endswith("end\n")
-    assert "old" not in text
+    assert "STALE" not in text
     assert all(make() in text for make in TABLES.values())
     assert main([str(page)]) == 0
     assert updated(text, "page.md") == text

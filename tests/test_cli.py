@@ -203,7 +203,7 @@ def test_a_plan_is_shown_written_edited_and_used(folder: Path) -> None:
         (["--target", "onnxruntim"], "unknown target 'onnxruntim': did you mean 'onnxruntime'?"),
         (["--recipe", "ptqq"], "unknown recipe 'ptqq': did you mean 'ptq'?"),
         (["--calibrator", "minmx"], "unknown calibrator 'minmx': did you mean 'minmax'?"),
-        (["--weight-type", "uint8"], "accepts signed symmetric"),
+        (["--weight-type", "int16"], "0:weight: asked for int16 per-channel"),
         (["--plan", "absent.yaml"], "absent.yaml: it cannot be read (No such file"),
         (["--test-data", "absent.npz"], "absent.npz: there is no such file"),
         (["--weights", "absent.safetensors"], "absent.safetensors: there is no such file"),

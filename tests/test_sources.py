@@ -13,10 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from halfstep.core.execution import BATCH
 from halfstep.errors import DataError, HalfstepError, UnknownNameError
 from halfstep.images import ArrayBatches, FolderBatches, Preprocessing
-from halfstep.program.ir import IntProgram, Tensor
 from halfstep.sources import load_data, load_model, samples_of
 
 HALF = Preprocessing(mean=(0.5,), std=(0.25,), batch_size=4)
@@ -243,15 +241,12 @@ def test_images_are_resized_by_the_shorter_side_and_cropped_around_the_centre(
     write_image(tmp_path / "wide.png", wide)
     write_image(tmp_path / "tall.png", wide.transpose(0, 2, 1))
     for size in (4, 2):
-        plain = Preprocessing(size, (0.0,), (1.0,))
-        ((images,),) = list(load_data(str(tmp_path), plain))
+        ((images,),) = list(load_data(str(tmp_path), Preprocessing(size, (0.0,), (1.0,))))
         assert images.shape == (2, 3, size, size)
-        centre = images[:, :, size // 2, size // 2]
-        assert np.abs(centre - np.array([1, 128 / 255, 0])).max() < 0.25
-    assert np.array_equal(
-        next(iter(load_data(str(tmp_path), Preprocessing(4, (0.0,), (1.0,)))))[0][:, :, 1, 1],
-        np.array([[255, 128, 0]] * 2, np.float32) / np.float32(255),
-    )
+        # Of the coloured square in the middle, what is not blurred with the black beside it.
+        inside = images[:, :, 1:-1, 1:-1] if size == 4 else images.mean((2, 3), keepdim=True)
+        colour = torch.tensor([255, 128, 0])[:, None, None] / 255
+        assert (inside - colour).abs().max() < (1e-6 if size == 4 else 0.2)
 
 
 def damaged(folder: Path) -> None:
@@ -287,43 +282,34 @@ def test_folders_that_do_not_fit(fill: Callable[[Path], None], text: str, tmp_pa
 # Samples to verify on
 
 
-def program() -> IntProgram:
-    """Nothing but its inputs matters here."""
-    tensors = (Tensor("x", (BATCH, 2)), Tensor("mask", (BATCH,), dtype="bool"))
-    return IntProgram("onnxruntime", ("x", "mask"), (), {t.name: t for t in tensors}, ())
-
-
 X = torch.arange(12.0).reshape(6, 2)
 MASK = torch.tensor([True, False] * 3)
+INPUTS = ("x", "mask")
 
 
 def test_samples_are_cut_to_the_limit() -> None:
     data = [(X[:4], MASK[:4], torch.arange(4)), (X[4:], MASK[4:], torch.arange(2)), None]
-    first, second = samples_of(program(), data, 5)
+    first, second = samples_of(data, INPUTS, 5)
     assert [len(value) for value in first] == [4, 4, 4]
     assert np.array_equal(second[0], X[4:5]) and np.array_equal(second[1], MASK[4:5])
     assert np.array_equal(second[2], [0])
 
 
 def test_samples_without_one_label_each_have_none() -> None:
-    one_hot = torch.eye(6)
-    (whole,) = samples_of(program(), [{"x": X, "mask": MASK, "labels": one_hot}])
+    (whole,) = samples_of([{"x": X, "mask": MASK, "labels": torch.eye(6)}], INPUTS)
     assert len(whole) == 2
 
 
 @pytest.mark.parametrize(
     ("batch", "text"),
     [
-        ((X[:, :1], MASK), "x:in: batch 1: asked for float32 of shape Nx2, found .* 6x1"),
-        ((X.double(), MASK), "x:in: batch 1: asked for float32 .*found float64"),
-        ((X, MASK.float()), "mask:in: batch 1: asked for bool of shape N, found float32"),
         ((X / 0, MASK), "x:in: batch 1: it holds NaN or infinity"),
         ((X,), "batch 1: asked for 2 inputs"),
     ],
 )
-def test_samples_that_do_not_fit_the_program(batch: Any, text: str) -> None:
+def test_samples_that_do_not_fit(batch: Any, text: str) -> None:
     with pytest.raises(DataError, match=text):
-        list(samples_of(program(), [(X, MASK), batch]))
+        list(samples_of([(X, MASK), batch], INPUTS))
 
 
 # The example

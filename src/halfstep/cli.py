@@ -149,7 +149,7 @@ def plan(  # noqa: PLR0913 (one parameter an option)
     )
     head, _ = peek(load_data(data, preprocessing(size, mean, std, batch_size)))
     loaded = load_model(model, weights)
-    graph = capture(loaded, example_of(head, loaded))
+    graph = capture(loaded, example_of(head, loaded.forward))
     made = make_plan(graph, target, **choices)
     _print(str(made))
     _print(f"not integer: {len(made.floats)} of {len(made.executions)} operations")
@@ -180,12 +180,12 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     if model is not None:
         loaded = load_model(model, weights)
         head, batches = peek(batches)
-        compared = model_stages(opened, loaded, example_of(head, loaded))
+        compared = model_stages(opened, loaded, example_of(head, loaded.forward))
     shown = _progress(quiet)(batches, "verify")
     verdict = run_verify(
         opened.program,
         opened.artifact,
-        samples_of(opened.program, shown, samples),
+        samples_of(shown, opened.program.inputs, samples),
         stages=compared,
     )
     Console().print(verdict_text(verdict) if quiet else ending(verdict), soft_wrap=True)
@@ -259,7 +259,7 @@ def _verified(result: Result, model: nn.Module, data: Iterable[Any], samples: in
     with tempfile.TemporaryDirectory() as folder, result.journal.step("verify"):
         path = Path(folder) / name
         path.write_bytes(content)
-        batches = samples_of(result.program, data, samples)
+        batches = samples_of(data, result.program.inputs, samples)
         verdict = run_verify(result.program, path, batches, stages=stages(model, result.model))
     return replace(result, verdict=verdict)
 

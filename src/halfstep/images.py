@@ -8,13 +8,15 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from halfstep.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
-Batch = tuple[NDArray[np.float32]] | tuple[NDArray[np.float32], NDArray[np.int64]]
+Batch = tuple[Tensor] | tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class ArrayBatches:
             images = self.images[part]
             if images.dtype == np.uint8:
                 images = self.preprocessing.normalize(images, self.path)
-            yield (images,) if self.labels is None else (images, self.labels[part])
+            yield _batch(images, None if self.labels is None else self.labels[part])
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +168,12 @@ class FolderBatches:
             if len({image.shape for image in images}) > 1:
                 raise DataError(f"{files[0].parent}: images of several sizes; give one with --size")
             normalized = self.preprocessing.normalize(np.stack(images), files[0].parent)
-            yield (normalized,) if self.labels is None else (normalized, self.labels[part])
+            yield _batch(normalized, None if self.labels is None else self.labels[part])
+
+
+def _batch(inputs: NDArray[np.float32], labels: NDArray[np.int64] | None) -> Batch:
+    tensor = torch.from_numpy(inputs)
+    return (tensor,) if labels is None else (tensor, torch.from_numpy(labels))
 
 
 def _check_images(where: str, images: NDArray[Any], preprocessing: Preprocessing) -> None:

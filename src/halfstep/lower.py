@@ -193,8 +193,9 @@ class _Lowering:
         if unit.bias is None:
             return [site]
         name = f"{unit.name}:bias"
-        on = bias_grid(self._grid(unit.inputs[0]), grid)
-        codes = bias_codes(self._value(unit.bias), on)
+        bias = self._value(unit.bias)
+        on = bias_grid(self._grid(unit.inputs[0]), grid, bias.size)
+        codes = bias_codes(bias, on)
         self.tensors[name] = Tensor(name, shape_of(unit.bias), on, data=codes)
         return [site, name]
 

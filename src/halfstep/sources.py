@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from halfstep.core.execution import BATCH
 from halfstep.data import batches
 from halfstep.errors import DataError, unknown_name
 from halfstep.images import ArrayBatches, FolderBatches, Preprocessing
-from halfstep.program.ir import IntProgram
 from halfstep.weights import load_weights
 
 Values = NDArray[Any]
@@ -65,40 +63,29 @@ def load_data(where: str, preprocessing: Preprocessing) -> Iterable[Any]:
 
 
 def samples_of(
-    program: IntProgram, data: Iterable[Any], limit: int | None = None
+    data: Iterable[Any], inputs: Sequence[str], limit: int | None = None
 ) -> Iterator[tuple[Values, ...]]:
-    """Batches of arrays, labels last, checked against ``program``; ``limit`` samples at most.
+    """Batches of arrays to verify on, labels last if there is one a sample.
+
+    Args:
+        data: batches in any form.
+        inputs: names of the inputs, in order.
+        limit: how many samples to give at most.
 
     Raises:
-        DataError: a batch of another shape, dtype or number of inputs, or one with NaN.
+        DataError: a batch of another form, or with NaN.
     """
     left = limit
-    for index, (inputs, labels) in enumerate(batches(data, program.inputs, np.asarray)):
-        for name, value in zip(program.inputs, inputs, strict=True):
-            _check(program, name, value, index)
-        # Only one label a sample can be compared with a decision.
-        single = labels is not None and labels.ndim == 1
-        values = (*inputs, labels) if labels is not None and single else inputs
-        yield tuple(value[:left] for value in values)
+    for index, (values, labels) in enumerate(batches(data, inputs, np.asarray)):
+        for name, value in zip(inputs, values, strict=True):
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise DataError(f"{name}:in: batch {index}: it holds NaN or infinity; clean it")
+        single = () if labels is None or labels.ndim != 1 else (labels,)
+        yield tuple(value[:left] for value in (*values, *single))
         if left is not None:
-            left -= len(inputs[0])
+            left -= len(values[0])
             if left <= 0:
                 return
-
-
-def _check(program: IntProgram, name: str, value: Values, index: int) -> None:
-    tensor = program.tensor(name)
-    fits = value.ndim == len(tensor.shape) and all(
-        wanted in (BATCH, size) for wanted, size in zip(tensor.shape, value.shape, strict=True)
-    )
-    if not fits or value.dtype.name != tensor.dtype:
-        sizes = "x".join("N" if size == BATCH else str(size) for size in tensor.shape)
-        found = f"{value.dtype.name} of shape {'x'.join(map(str, value.shape))}"
-        raise DataError(
-            f"{name}:in: batch {index}: asked for {tensor.dtype} of shape {sizes}, found {found}"
-        )
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise DataError(f"{name}:in: batch {index}: it holds NaN or infinity; clean the data")
 
 
 def _call(what: str, where: str) -> Any:

@@ -64,6 +64,7 @@ def verify(
     if target.run is None:
         raise PlanError(f"target '{target.name}' has no runtime: there is nothing to compare with")
     runtime: Runtime = resolve(target.run)(artifact, program.sites)
+    deployed: Runtime = resolve(target.run)(artifact, ())
     engine = Engine(program, backend)
     comparison = _Comparison(program, dict(stages or {}))
     for inputs, labels in batches(data, program.inputs, np.asarray):
@@ -74,8 +75,9 @@ def verify(
             raise ExportError(
                 f"{artifact}: it has no tensor {missing[0]}; was it made from this program?"
             )
-        comparison.add(engine, inputs, labels, found)
-    return comparison.verdict(runtime)
+        # What counts is the file as it will run, without sites exposed.
+        comparison.add(engine, inputs, labels, {**found, **deployed.run(inputs)})
+    return comparison.verdict(deployed)
 
 
 class _Comparison:
@@ -91,6 +93,10 @@ class _Comparison:
             site: SiteReport(site, op.kind, str(op.execution), comparable=site not in self.floats)
             for site, op in self.ops.items()
         }
+        for name in program.outputs:
+            proven = makers[name].kind == "dequantize" and not self.floats
+            execution = str(makers[name].execution)
+            self.reports[name] = SiteReport(name, "output", execution, comparable=proven)
         self.samples = 0
         self.same: dict[str, int] = {}
         self.right: dict[str, int] = {}
@@ -109,10 +115,19 @@ class _Comparison:
             self.reports[site] = _updated(self.reports[site], codes, found[site], self.samples)
         # Without float islands the anchored run is the whole program on its own.
         free = run if not anchors else engine.run(inputs)
+        for name, real in zip(self.program.outputs, free.outputs, strict=True):
+            mine, theirs = (self._in_steps(name, value) for value in (real, found[name]))
+            self.reports[name] = _updated(self.reports[name], mine, theirs, self.samples)
         outputs = {name: stage(inputs) for name, stage in self.stages.items()}
         outputs |= {"engine": free.outputs[0], "runtime": found[self.program.outputs[0]]}
         self._decide(outputs, labels)
         self.samples += len(inputs[0])
+
+    def _in_steps(self, name: str, real: Values) -> Values:
+        """A real output as steps of its grid, exact where it came from codes."""
+        source = next(op.inputs[0] for op in self.program.ops if op.output == name)
+        grid = self.program.tensors[source].grid
+        return real if grid is None else np.rint(real.astype(np.float64) / grid.scale)
 
     def _decide(self, outputs: Mapping[str, Values], labels: Values | None) -> None:
         if any(output.ndim != 2 for output in outputs.values()):
@@ -150,6 +165,8 @@ class _Comparison:
         first = next((r for r in self.reports.values() if r.comparable and r.mismatches), None)
         if first is None:
             return ""
+        if first.site not in self.ops:
+            return f"{first.site}: the artifact gives other outputs than with its sites exposed"
         op = self.ops[first.site]
         if op.execution is Execution.INTEGER and op.macs and not integer.get(op.output, False):
             cause = "fusion: the runtime runs it in float32"

@@ -73,6 +73,7 @@ OPS: dict[Any, Callable[[Node], OpInfo]] = {
     aten.reshape.default: readers.reshape,
     aten.view.default: readers.reshape,
     aten.flatten.using_ints: readers.reshape,
+    aten.unflatten.int: readers.reshape,
     aten.unsqueeze.default: readers.reshape,
     aten.squeeze.default: readers.reshape,
     aten.squeeze.dim: readers.reshape,

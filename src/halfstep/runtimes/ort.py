@@ -52,6 +52,9 @@ class OnnxRuntimeModel:
                 model.graph.output.append(known.get(site) or onnx.ValueInfoProto(name=site))
         self._proto = model.SerializeToString()
         self._options = _options(threads, model)
+        if self.sites:
+            # For looking, not for speed: threads that spin would fight with those of the engine.
+            self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(
             self._proto, self._options, providers=["CPUExecutionProvider"]
         )

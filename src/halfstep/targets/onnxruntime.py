@@ -24,11 +24,6 @@ def _average(facts: OpFacts) -> str:
     return _images_only(facts)
 
 
-def _last_axis(facts: OpFacts) -> str:
-    last = facts.attrs["axis"] in (-1, len(facts.shapes[0]) - 1)
-    return "" if last else "a softmax along any but the last axis has no integer kernel"
-
-
 def _no_new_values(facts: OpFacts) -> str:
     new = facts.attrs["mode"] == "constant" and facts.attrs["value"] != 0
     return "padding with a value other than zero adds one that the grid may not hold" if new else ""
@@ -46,7 +41,7 @@ RULES = {
     "sub": OpRule(Execution.DEQUANTIZED, "dequantized", f"{_FLOAT_KERNEL}: float32 between codes"),
     "avg_pool": OpRule(_INTEGER, "dequantized", refuses=_average),
     "global_avg_pool": OpRule(_INTEGER, "divided_scale", refuses=_images_only),
-    "softmax": OpRule(_INTEGER, "table", refuses=_last_axis, output_calibrator="unit_interval"),
+    "softmax": OpRule(_INTEGER, "table", output_calibrator="unit_interval"),
     "sigmoid": OpRule(_INTEGER),
     "leaky_relu": OpRule(_INTEGER),
     **dict.fromkeys(("relu", "clamp", "tanh", "gelu", "hardswish", "hardsigmoid"), _BETWEEN),
