@@ -126,7 +126,9 @@ def artifacts(shared: Path, work: Path) -> list[dict[str, Any]]:
     x = [next(iter(photos))[0][:1].numpy()]
     rows = []
     for threads in (1, 2):
-        sessions = {name: OnnxRuntimeModel(file, threads=threads) for name, file in files.items()}
+        sessions = {
+            name: OnnxRuntimeModel(file, threads=threads, spin=True) for name, file in files.items()
+        }
         functions = {name: (lambda s=s: s.run(x)) for name, s in sessions.items()}
         fastest = interleaved_minimum(functions, rounds=60)
         rows += [

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from torch import nn
@@ -149,7 +150,7 @@ def plan(  # noqa: PLR0913 (one parameter an option)
     )
     head, _ = peek(load_data(data, preprocessing(size, mean, std, batch_size)))
     loaded = load_model(model, weights)
-    graph = capture(loaded, example_of(head, loaded.forward))
+    graph = capture(loaded, example_of(head, loaded.forward, torch.as_tensor))
     made = make_plan(graph, target, **choices)
     _print(str(made))
     _print(f"not integer: {len(made.floats)} of {len(made.executions)} operations")
@@ -180,7 +181,7 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     if model is not None:
         loaded = load_model(model, weights)
         head, batches = peek(batches)
-        compared = model_stages(opened, loaded, example_of(head, loaded.forward))
+        compared = model_stages(opened, loaded, example_of(head, loaded.forward, torch.as_tensor))
     shown = _progress(quiet)(batches, "verify")
     verdict = run_verify(
         opened.program,

@@ -34,17 +34,19 @@ def batches(
         raise DataError("the data has no batch: it is empty, or an iterator that was used before")
 
 
-def example_of(batch: Any, forward: Callable[..., Any]) -> Any:
+def example_of(
+    batch: Any, forward: Callable[..., Any], convert: Callable[[Any], T]
+) -> dict[str, T] | tuple[T, ...]:
     """The inputs within a batch: without labels, where ``forward`` has no argument for them."""
     parameters = inspect.signature(forward).parameters.values()
     if isinstance(batch, Mapping):
-        return {p.name: batch[p.name] for p in parameters if p.name in batch}
+        return {p.name: convert(batch[p.name]) for p in parameters if p.name in batch}
     if not isinstance(batch, tuple | list):
-        return (batch,)
+        return (convert(batch),)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
     with_labels = len(batch) > 1 and len(batch) != len(required)
-    return tuple(batch[:-1] if with_labels else batch)
+    return tuple(convert(value) for value in (batch[:-1] if with_labels else batch))
 
 
 def _batch(

@@ -59,7 +59,7 @@ def quantize(
     journal = Journal()
     head, whole = peek(data)
     held = _Held(verify_samples)
-    example = example_of(head, model.forward)
+    example = example_of(head, model.forward, torch.as_tensor)
     quantized: QuantizedModel = run(
         model,
         example,

@@ -10,8 +10,10 @@ A batch norm with nothing to fold into becomes a multiplication and an addition.
 import torch
 from torch import Tensor, fx, nn
 
-from halfstep.graph.canonical import aten, insert_call
 from halfstep.graph.readers import arguments
+from halfstep.graph.rewriting import insert_call
+
+aten = torch.ops.aten
 
 # Where each foldable operation keeps its output channels in the weight.
 _CHANNEL_AXIS = {

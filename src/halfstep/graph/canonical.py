@@ -6,7 +6,6 @@ becomes matrix products and a softmax, SiLU a product with a sigmoid; a mean ove
 axes.
 """
 
-import math
 import operator
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch
 from torch import fx
 
 from halfstep.errors import CaptureError
-from halfstep.graph.readers import LARGEST_INDEX, arguments, pairs, shape_of
+from halfstep.graph.composites import products, special_pools, split_attention
+from halfstep.graph.readers import LARGEST_INDEX, arguments, shape_of
+from halfstep.graph.rewriting import constant, insert_call, replace
 
 aten = torch.ops.aten
 _SPLITS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
@@ -51,10 +52,10 @@ def canonicalize(module: fx.GraphModule) -> None:
     for rewrite in (
         _functional,
         _drop_nothing,
-        _split_attention,
+        split_attention,
         _slices,
-        _pools,
-        _products,
+        special_pools,
+        products,
         _masks,
         _scalars,
         _means,
@@ -65,26 +66,6 @@ def canonicalize(module: fx.GraphModule) -> None:
         module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
-
-
-def insert_call(before: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
-    """Call ``target`` in front of ``before``, whose owner and source line it inherits."""
-    graph = before.graph
-    with graph.inserting_before(before):
-        node = graph.call_function(target, args)
-    node.meta = {k: v for k, v in before.meta.items() if k in ("nn_module_stack", "stack_trace")}
-    values = fx.map_arg(args, lambda n: n.meta["val"])
-    mode = next(
-        n.meta["val"].fake_mode for n in node.all_input_nodes if hasattr(n.meta["val"], "fake_mode")
-    )
-    with mode:
-        node.meta["val"] = target(*values)
-    return node
-
-
-def _replace(node: fx.Node, by: fx.Node) -> None:
-    node.replace_all_uses_with(by)
-    node.graph.erase_node(node)
 
 
 def _functional(node: fx.Node) -> None:
@@ -107,7 +88,7 @@ def _drop_nothing(node: fx.Node) -> None:
     if not isinstance(source, fx.Node) or "val" not in source.meta:
         return
     if node.target in _NOTHING or _keeps_everything(node, source):
-        _replace(node, source)
+        replace(node, source)
 
 
 def _keeps_everything(node: fx.Node, source: fx.Node) -> bool:
@@ -128,19 +109,19 @@ def _slices(node: fx.Node) -> None:
     """Parts of a split, and single indices, as slices (and a reshape where an axis goes)."""
     if node.target == aten.select.int:
         a = arguments(node)
-        _replace(node, _pick(node, a["self"], a["dim"], a["index"]))
+        replace(node, _pick(node, a["self"], a["dim"], a["index"]))
     elif node.target == operator.getitem and getattr(node.args[0], "target", None) in _SPLITS:
         source, index = node.args
         assert isinstance(source, fx.Node) and isinstance(index, int)
         a = arguments(source)
         if source.target == aten.unbind.int:
-            _replace(node, _pick(node, a["self"], a["dim"], index))
+            replace(node, _pick(node, a["self"], a["dim"], index))
             return
         axis = a["dim"] % len(shape_of(a["self"]))
         sizes = [int(part.shape[axis]) for part in source.meta["val"]]
         start = sum(sizes[:index])
         part = (a["self"], axis, start, start + sizes[index])
-        _replace(node, insert_call(node, aten.slice.Tensor, part))
+        replace(node, insert_call(node, aten.slice.Tensor, part))
 
 
 def _pick(node: fx.Node, x: fx.Node, dim: int, index: int) -> fx.Node:
@@ -150,82 +131,11 @@ def _pick(node: fx.Node, x: fx.Node, dim: int, index: int) -> fx.Node:
     return insert_call(node, aten.squeeze.dim, (part, axis))
 
 
-def _split_attention(node: fx.Node) -> None:
-    """``softmax(q k^T scale + mask) v``, so that its products and its softmax quantize."""
-    if node.target != aten.scaled_dot_product_attention.default:
-        return
-    a = arguments(node)
-    query, key, value, mask = a["query"], a["key"], a["value"], a["attn_mask"]
-    if a["is_causal"] or a["enable_gqa"] or a["dropout_p"]:
-        raise CaptureError(
-            f"{node.name}: attention that is causal, grouped or has dropout in eval mode is not "
-            "split into quantizable parts; pass an explicit attn_mask and equal head counts"
-        )
-    scale = a["scale"] if a["scale"] is not None else 1 / math.sqrt(shape_of(query)[-1])
-    swapped = insert_call(node, aten.transpose.int, (key, -2, -1))
-    scores = insert_call(node, aten.matmul.default, (query, swapped))
-    scores = insert_call(node, aten.mul.Tensor, (scores, scale))
-    if mask is not None:
-        if mask.meta["val"].dtype == torch.bool:
-            mask = _additive(node, mask)
-        scores = insert_call(node, aten.add.Tensor, (scores, mask))
-        scores.meta["mask"] = True
-    weights = insert_call(node, aten.softmax.int, (scores, -1))
-    if mask is not None:
-        weights.meta["mask"] = True
-    _replace(node, insert_call(node, aten.matmul.default, (weights, value)))
-
-
 def _split_silu(node: fx.Node) -> None:
     """``x sigmoid(x)``: two operations that have integer kernels where the whole has none."""
     if node.target == aten.silu.default:
         gate = insert_call(node, aten.sigmoid.default, (node.args[0],))
-        _replace(node, insert_call(node, aten.mul.Tensor, (node.args[0], gate)))
-
-
-def _additive(node: fx.Node, mask: fx.Node) -> fx.Node:
-    """0 where a boolean mask is true; a number that softmax takes for minus infinity elsewhere."""
-    if "additive" in mask.meta:  # made for an earlier layer
-        made: fx.Node = mask.meta["additive"]
-        return made
-    blocked = insert_call(node, aten.logical_not.default, (mask,))
-    number = insert_call(node, aten.to.dtype, (blocked, torch.float32))
-    added = insert_call(node, aten.mul.Tensor, (number, -1e9))
-    for part in (blocked, number, added):
-        part.meta["mask"] = True
-    mask.meta["additive"] = added
-    return added
-
-
-def _pools(node: fx.Node) -> None:
-    """An average with a divisor of its own as a product; an adaptive maximum as one of windows."""
-    if node.target == aten.avg_pool2d.default:
-        a = arguments(node)
-        if a["divisor_override"] and not a["ceil_mode"]:
-            mean = insert_call(node, node.target, (*node.args[:3], a["padding"], False, True))
-            factor = math.prod(pairs(a["kernel_size"], 2)) / a["divisor_override"]
-            _replace(node, insert_call(node, aten.mul.Tensor, (mean, factor)))
-    elif node.target == operator.getitem and node.args[1] == 0:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        if source.target != aten.adaptive_max_pool2d.default:
-            return
-        x = source.args[0]
-        assert isinstance(x, fx.Node)
-        sizes = list(zip(shape_of(x)[2:], shape_of(node)[2:], strict=True))
-        if all(size % wanted == 0 for size, wanted in sizes):
-            kernel = [size // wanted for size, wanted in sizes]
-            _replace(node, insert_call(node, aten.max_pool2d.default, (x, kernel)))
-
-
-def _products(node: fx.Node) -> None:
-    """SiLU as a product with a sigmoid; a subtraction from the left as one from the right."""
-    if node.target == aten.silu.default:
-        gate = insert_call(node, aten.sigmoid.default, node.args[:1])
-        _replace(node, insert_call(node, aten.mul.Tensor, (node.args[0], gate)))
-    elif node.target == aten.rsub.Scalar:
-        x, left, *rest = node.args
-        _replace(node, insert_call(node, aten.sub.Tensor, (constant(node, left, x), x, *rest)))  # type: ignore[arg-type]
+        replace(node, insert_call(node, aten.mul.Tensor, (node.args[0], gate)))
 
 
 def _masks(node: fx.Node) -> None:
@@ -233,24 +143,10 @@ def _masks(node: fx.Node) -> None:
     if node.target == aten.masked_fill.Scalar:
         x, mask, value = node.args
         filled = constant(node, float(value), x)  # type: ignore[arg-type]
-        _replace(node, insert_call(node, aten.where.self, (mask, filled, x)))
+        replace(node, insert_call(node, aten.where.self, (mask, filled, x)))
     elif node.target == aten.ne.Scalar:
         equal = insert_call(node, aten.eq.Scalar, node.args)
-        _replace(node, insert_call(node, aten.logical_not.default, (equal,)))
-
-
-def constant(before: fx.Node, value: float, like: Any) -> fx.Node:
-    """A constant of one element, of the dtype of ``like``, as a buffer of the graph."""
-    graph, module = before.graph, before.graph.owning_module
-    assert module is not None, "a node of a GraphModule"
-    name = f"constant_{len(list(module.buffers()))}"
-    dtype = like.meta["val"].dtype if isinstance(like, fx.Node) else torch.float32
-    module.register_buffer(name, torch.tensor([value], dtype=dtype))
-    with graph.inserting_before(before):
-        node = graph.get_attr(name)
-    mode = before.meta["val"].fake_mode
-    node.meta = {"val": mode.from_tensor(getattr(module, name), static_shapes=True)}
-    return node
+        replace(node, insert_call(node, aten.logical_not.default, (equal,)))
 
 
 def _scalars(node: fx.Node) -> None:
@@ -275,7 +171,7 @@ def _scalars(node: fx.Node) -> None:
     if (left, right) != tuple(node.args[:2]):
         new = insert_call(node, target, (left, right))
         new.meta |= {k: v for k, v in node.meta.items() if k == "mask"}
-        _replace(node, new)
+        replace(node, new)
 
 
 def _means(node: fx.Node) -> None:
@@ -287,4 +183,4 @@ def _means(node: fx.Node) -> None:
     spatial = sorted(d % rank for d in a["dim"]) == list(range(2, rank))
     if rank > 2 and spatial and not a["keepdim"]:
         kept = insert_call(node, aten.mean.dim, (a["self"], list(range(2, rank)), True))
-        _replace(node, insert_call(node, aten.flatten.using_ints, (kept, 1)))
+        replace(node, insert_call(node, aten.flatten.using_ints, (kept, 1)))

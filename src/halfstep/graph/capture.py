@@ -1,6 +1,7 @@
 """``torch.export`` with a dynamic batch, brought into the canonical form that the rest reads."""
 
 import copy
+import inspect
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from halfstep.errors import CaptureError, unknown_name
+from halfstep.errors import CaptureError, DataError, unknown_name
 from halfstep.graph.batchnorm import fold_batchnorm
 from halfstep.graph.canonical import canonicalize
 from halfstep.graph.constants import fold_constants
@@ -56,7 +57,7 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
     was_training = model.training
     model.eval()
     try:
-        args, kwargs = _two_samples(example_inputs)
+        args, kwargs = _two_samples(example_inputs, model)
         module, output_spec = _export(model, args, kwargs)
         example = (*args, *kwargs.values())
         with torch.no_grad():
@@ -79,22 +80,27 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         raise unknown_name("submodule", name, (n for n, _ in model.named_modules() if n)) from None
 
 
-def _two_samples(example: Example) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def _two_samples(
+    example: Example, model: nn.Module
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Arguments with a batch of exactly 2: export would take a batch of 1 for a constant."""
 
     def two(name: str, value: Any) -> Tensor:
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 0:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise CaptureError(
-                f"{name}: an example input must be a tensor with at least one sample on axis 0, "
+                f"{name}:in: an example input must be a tensor with at least one sample on axis 0, "
                 f"found {found}"
             )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DataError(f"{name}:in: batch 0: it holds NaN or infinity; clean the data")
         return value[[0, -1]].clone()
 
     if isinstance(example, Mapping):
         return (), {name: two(name, value) for name, value in example.items()}
     values = [example] if isinstance(example, Tensor) else list(example)
-    return tuple(two(f"input {i}", value) for i, value in enumerate(values)), {}
+    names = [*inspect.signature(model.forward).parameters, *map(str, range(len(values)))]
+    return tuple(two(name, value) for name, value in zip(names, values, strict=False)), {}
 
 
 def _export(

@@ -8,8 +8,10 @@ Parameters stay what they are, because they may be trained or quantized.
 import torch
 from torch import Tensor, fx
 
-from halfstep.graph.canonical import aten, insert_call
 from halfstep.graph.readers import shape_of
+from halfstep.graph.rewriting import insert_call
+
+aten = torch.ops.aten
 
 _CHECKS = (aten._assert_tensor_metadata.default, aten._assert_scalar.default)
 

@@ -81,7 +81,7 @@ class Units:
 
     Attributes:
         units: in order of execution.
-        sites: for every value that a unit reads or makes, its site.
+        sites: for every value that a unit reads or makes, its site, in order of execution.
     """
 
     units: tuple[Unit, ...]
@@ -100,12 +100,15 @@ def find_units(module: fx.GraphModule, fused_activations: frozenset[str]) -> Uni
         found.append(unit)
     used = _used(module, found)
     named = _named([unit for unit in found if unit.tail in used])
-    sites = {unit.tail: unit.out for unit in named}
+    outputs = {unit.tail: unit.out for unit in named}
+    sites: dict[fx.Node, str] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
             sites[node] = f"{node.name}:in"
         elif node.op == "get_attr":
             sites[node] = _constant_site(node, named)
+        elif node in outputs:
+            sites[node] = outputs[node]
     return Units(tuple(named), sites)
 
 

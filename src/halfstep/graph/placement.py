@@ -23,8 +23,8 @@ def is_weighted(unit: Unit, executions: Mapping[str, Execution]) -> bool:
     return unit.kind in WEIGHTED and unit.weight is not None and executions[unit.name] in QUANTIZED
 
 
-def quantized_values(units: Units, executions: Mapping[str, Execution]) -> set[fx.Node]:
-    """The nodes whose values hold codes.
+def quantized_values(units: Units, executions: Mapping[str, Execution]) -> tuple[fx.Node, ...]:
+    """The nodes whose values hold codes, in order of execution.
 
     A quantized operation reads and makes codes; a copy has codes on all sides or on none. A
     constant that only float operations read stays float.
@@ -42,4 +42,4 @@ def quantized_values(units: Units, executions: Mapping[str, Execution]) -> set[f
             if values & found:
                 found |= values
         grown = len(found) > before
-    return found
+    return tuple(node for node in units.sites if node in found)

@@ -169,26 +169,47 @@ def pad(node: Node) -> OpInfo:
 
 
 def pool(kind: str) -> Callable[[Node], OpInfo]:
-    """Max and average pooling; an average of everything is global."""
+    """Max and average pooling; an average of everything is global.
+
+    What the last windows of ``ceil_mode`` see beyond the padding never counts. Where padding does
+    not count either it is more padding, and the mode is gone.
+    """
 
     def read(node: Node) -> OpInfo:
         a = arguments(node)
         n = len(_spatial(a["self"]))
-        kernel = pairs(a["kernel_size"], n)
+        kernel, padding = pairs(a["kernel_size"], n), pairs(a["padding"], n)
+        dilation = pairs(a.get("dilation", 1), n)
         attrs: Attrs = {"kernel": kernel, "stride": pairs(a["stride"] or list(kernel), n)}
-        begins = pairs(a["padding"], n)
-        attrs["padding"] = tuple((p, p) for p in begins)
-        attrs["ceil_mode"] = a["ceil_mode"]
+        counted = any(padding) and a.get("count_include_pad", False)
+        beyond = _beyond_padding(node, attrs["stride"], kernel, dilation, padding)
+        attrs["ceil_mode"] = counted and any(beyond)
+        more = (0,) * n if attrs["ceil_mode"] else beyond
+        attrs["padding"] = tuple((p, p + m) for p, m in zip(padding, more, strict=True))
         if kind == "max_pool":
-            attrs["dilation"] = pairs(a["dilation"], n)
-        else:
-            attrs["count_include_pad"] = a["count_include_pad"] or not any(begins)
-            attrs["divisor"] = a.get("divisor_override")
-            if kernel == _spatial(a["self"]) and not any(begins) and not attrs["divisor"]:
-                return OpInfo("global_avg_pool", (a["self"],))
+            return OpInfo(kind, (a["self"],), attrs | {"dilation": dilation})
+        attrs["count_include_pad"] = counted or not any(map(any, attrs["padding"]))
+        attrs["divisor"] = a.get("divisor_override")
+        if kernel == _spatial(a["self"]) and not any(padding) and not attrs["divisor"]:
+            return OpInfo("global_avg_pool", (a["self"],))
         return OpInfo(kind, (a["self"],), attrs)
 
     return read
+
+
+def _beyond_padding(
+    node: Node,
+    stride: tuple[int, ...],
+    kernel: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> tuple[int, ...]:
+    """How far the last window of each axis reaches over the padded input."""
+    padded = [size + 2 * p for size, p in zip(_spatial(node.args[0]), padding, strict=True)]  # type: ignore[arg-type]
+    return tuple(
+        max((out - 1) * s + d * (k - 1) + 1 - size, 0)
+        for out, s, d, k, size in zip(_spatial(node), stride, dilation, kernel, padded, strict=True)
+    )
 
 
 def adaptive_pool(node: Node) -> OpInfo:

@@ -51,7 +51,7 @@ def compare_with_float(result: Result, rounds: int = ROUNDS) -> Gain:
         export(lower(prepare(graph, float_plan)), paths["float"])
         paths["integer"].write_bytes(result.artifact[1])
         sample = [value[:1].numpy() for value in graph.example]
-        models = {kind: resolve(target.run)(path) for kind, path in paths.items()}
+        models = {kind: resolve(target.run)(path, spin=True) for kind, path in paths.items()}
         runs = {kind: partial(model.run, sample) for kind, model in models.items()}
         seconds = interleaved_minimum(runs, rounds)
         sizes = {kind: path.stat().st_size for kind, path in paths.items()}

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+
+from halfstep.errors import ExportError
 
 Values = NDArray[np.generic]
 
@@ -38,12 +41,19 @@ class OnnxRuntimeModel:
     Args:
         path: the file.
         sites: names of tensors of codes to return beside the outputs.
-        threads: threads inside one operation.
+        threads: threads inside one operation; 0 is one a core.
+        spin: threads wait actively between operations, as is the runtime's own default: for
+            measuring speed. Without it they leave the cores to whoever else computes.
+
+    Raises:
+        ExportError: the file is not a model that ONNX Runtime opens.
     """
 
-    def __init__(self, path: str | Path, sites: Collection[str] = (), threads: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, sites: Collection[str] = (), threads: int = 0, spin: bool = False
+    ) -> None:
         self.path = Path(path)
-        model = onnx.load(str(self.path))
+        model = _load(self.path)
         self.outputs = tuple(value.name for value in model.graph.output)
         self.sites = tuple(sites)
         known = {value.name: value for value in model.graph.value_info}
@@ -51,13 +61,14 @@ class OnnxRuntimeModel:
             if site not in self.outputs:
                 model.graph.output.append(known.get(site) or onnx.ValueInfoProto(name=site))
         self._proto = model.SerializeToString()
-        self._options = _options(threads, model)
-        if self.sites:
-            # For looking, not for speed: threads that spin would fight with those of the engine.
-            self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(
-            self._proto, self._options, providers=["CPUExecutionProvider"]
-        )
+        options = _options(threads, model)
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+        try:
+            self.session = onnxruntime.InferenceSession(
+                self._proto, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime's errors share no base class but this
+            raise ExportError(f"{self.path}: ONNX Runtime refuses it: {error}") from error
         self._inputs = [value.name for value in self.session.get_inputs()]
 
     def run(self, inputs: Sequence[Values]) -> Mapping[str, Values]:
@@ -82,6 +93,13 @@ class OnnxRuntimeModel:
         integer = [name for name, kernel in kernels.items() if kernel in INTEGER_KERNELS]
         made = {_without_suffix(name, sites) for name in integer}
         return {site: site in made for site in sites}
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(str(path))
+    except (OSError, DecodeError) as error:
+        raise ExportError(f"{path}: not a complete ONNX file ({error})") from error
 
 
 def _without_suffix(name: str, sites: Collection[str]) -> str:

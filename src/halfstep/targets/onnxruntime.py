@@ -12,16 +12,9 @@ from halfstep.core.target import OpFacts, OpRule, Target
 _FLOAT_KERNEL = "ONNX Runtime has no integer kernel for it"
 
 
-def _images_only(facts: OpFacts) -> str:
-    if len(facts.shapes[0]) != 4:
-        return f"ONNX Runtime pools integers in 4 dimensions, found {len(facts.shapes[0])}"
-    return ""
-
-
-def _average(facts: OpFacts) -> str:
-    if facts.attrs["ceil_mode"] or facts.attrs["divisor"]:
-        return "an average with ceil_mode or a divisor of its own has no integer kernel"
-    return _images_only(facts)
+def _plain_average(facts: OpFacts) -> str:
+    own = facts.attrs["divisor"] is not None
+    return "an average with a divisor of its own has no kernel" if own else ""
 
 
 def _no_new_values(facts: OpFacts) -> str:
@@ -39,8 +32,8 @@ RULES = {
     "add": OpRule(_INTEGER, "fused"),
     "mul": OpRule(_INTEGER, "offset_inside"),
     "sub": OpRule(Execution.DEQUANTIZED, "dequantized", f"{_FLOAT_KERNEL}: float32 between codes"),
-    "avg_pool": OpRule(_INTEGER, "dequantized", refuses=_average),
-    "global_avg_pool": OpRule(_INTEGER, "divided_scale", refuses=_images_only),
+    "avg_pool": OpRule(_INTEGER, "dequantized", refuses=_plain_average),
+    "global_avg_pool": OpRule(_INTEGER, "divided_scale"),
     "softmax": OpRule(_INTEGER, "table", output_calibrator="unit_interval"),
     "sigmoid": OpRule(_INTEGER),
     "leaky_relu": OpRule(_INTEGER),

@@ -1,0 +1,41 @@
+"""What every rewrite of a captured graph is made of."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def insert_call(before: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
+    """Call ``target`` in front of ``before``, whose owner and source line it inherits."""
+    graph = before.graph
+    with graph.inserting_before(before):
+        node = graph.call_function(target, args)
+    node.meta = {k: v for k, v in before.meta.items() if k in ("nn_module_stack", "stack_trace")}
+    values = fx.map_arg(args, lambda n: n.meta["val"])
+    mode = next(
+        n.meta["val"].fake_mode for n in node.all_input_nodes if hasattr(n.meta["val"], "fake_mode")
+    )
+    with mode:
+        node.meta["val"] = target(*values)
+    return node
+
+
+def replace(node: fx.Node, by: fx.Node) -> None:
+    """Let all readers of ``node`` read ``by`` instead."""
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
+
+
+def constant(before: fx.Node, value: float, like: Any) -> fx.Node:
+    """A constant of one element, of the dtype of ``like``, as a buffer of the graph."""
+    graph, module = before.graph, before.graph.owning_module
+    assert module is not None, "a node of a GraphModule"
+    name = f"constant_{len(list(module.buffers()))}"
+    dtype = like.meta["val"].dtype if isinstance(like, fx.Node) else torch.float32
+    module.register_buffer(name, torch.tensor([value], dtype=dtype))
+    with graph.inserting_before(before):
+        node = graph.get_attr(name)
+    mode = before.meta["val"].fake_mode
+    node.meta = {"val": mode.from_tensor(getattr(module, name), static_shapes=True)}
+    return node
