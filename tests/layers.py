@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "verify": PLAIN | {"core", "program", "runtimes", "data"},
     # on top
     "images": PLAIN,
+    "simulate": PLAIN | {"graph", "lower", "program"},
     "quantize": EVERYTHING,
     "result": EVERYTHING,
     "saved": EVERYTHING,

@@ -26,6 +26,7 @@ from halfstep.program.engine import Engine
 from halfstep.program.ir import IntProgram
 from halfstep.quantize import quantize
 from halfstep.result import Result
+from halfstep.simulate import Simulation, simulate
 from halfstep.verdict import Status, Verdict
 from halfstep.verify import verify
 from halfstep.weights import load_weights
@@ -43,6 +44,7 @@ __all__ = [
     "QuantSpec",
     "QuantizedModel",
     "Result",
+    "Simulation",
     "Status",
     "Verdict",
     "calibrate",
@@ -53,5 +55,6 @@ __all__ = [
     "make_plan",
     "prepare",
     "quantize",
+    "simulate",
     "verify",
 ]

@@ -88,11 +88,13 @@ def _average_of_padded(node: fx.Node) -> fx.Node:
         for name in ("kernel_size", "stride", "padding")
     )
     one_axis = len(sizes) == 1
-    if one_axis:  # torch takes the batch of an avg_pool1d that is traced here for a constant
+    if one_axis:
         x = insert_call(node, aten.unsqueeze.default, (x, 2))
         kernel, stride, padding, sizes = [1, *kernel], [1, *stride], [0, *padding], (1, *sizes)
     margins = [size for size in reversed(padding) for _ in range(2)]
-    x = insert_call(node, aten.constant_pad_nd.default, (x, margins, 0.0))
+    padded = [size + 2 * p for size, p in zip(shape_of(x)[2:], padding, strict=True)]
+    padded = [*x.meta["val"].shape[:2], *padded]
+    x = insert_call(node, aten.constant_pad_nd.default, (x, margins, 0.0), padded)
     x = insert_call(node, aten.avg_pool2d.default, (x, kernel, stride, [0, 0], True, False))
     for axis, wanted in enumerate(sizes, start=2):
         if shape_of(x)[axis] != wanted:  # another window starts in the padding

@@ -1,13 +1,19 @@
 """What every rewrite of a captured graph is made of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 
-def insert_call(before: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
-    """Call ``target`` in front of ``before``, whose owner and source line it inherits."""
+def insert_call(
+    before: fx.Node, target: Any, args: tuple[Any, ...], sizes: Sequence[Any] | None = None
+) -> fx.Node:
+    """Call ``target`` in front of ``before``, whose owner and source line it inherits.
+
+    ``sizes`` are those of the result, where tracing ``target`` would take the batch for a constant.
+    """
     graph = before.graph
     with graph.inserting_before(before):
         node = graph.call_function(target, args)
@@ -17,7 +23,7 @@ def insert_call(before: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
         n.meta["val"].fake_mode for n in node.all_input_nodes if hasattr(n.meta["val"], "fake_mode")
     )
     with mode:
-        node.meta["val"] = target(*values)
+        node.meta["val"] = target(*values) if sizes is None else values[0].new_empty(sizes)
     return node
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from halfstep.errors import ExportError
@@ -96,6 +95,9 @@ class OnnxRuntimeModel:
 
 
 def _load(path: Path) -> onnx.ModelProto:
+    # Of onnx's own choosing, so not a dependency of ours.
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
     try:
         return onnx.load(str(path))
     except (OSError, DecodeError) as error:
