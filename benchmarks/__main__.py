@@ -2,8 +2,9 @@
 
     python -m benchmarks --shared FOLDER [SECTION ...]
 
-FOLDER holds ``resnet20_cifar10.safetensors`` and ``imagenet500/``. Each section's figures are kept
-in ``benchmarks/.work/results.json``, so that one can be measured again alone.
+FOLDER holds ``resnet20_cifar10.safetensors`` and ``imagenet500/``. The figures of each section are kept
+in ``benchmarks/.work/results.json``, so that one can be measured again alone and the page
+stands after each.
 """
 
 import argparse
@@ -52,8 +53,9 @@ def main() -> None:
         rows = SECTIONS[name](asked.shared, WORK)
         results[name] = {"date": str(date.today()), "versions": versions(), "rows": rows}
         write_atomically(store, json.dumps(results, indent=1).encode())
+        text = page.render(results, processor())
+        write_atomically(REPOSITORY / "docs" / "results.md", text.encode())
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-    write_atomically(REPOSITORY / "docs" / "results.md", page.render(results, processor()).encode())
 
 
 def processor() -> str:

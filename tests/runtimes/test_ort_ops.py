@@ -4,7 +4,6 @@ Every code is compared, on batches of another size than the example's; the kerne
 the runtime after fusion are listed for each case, so that none falls back to float32 unnoticed.
 """
 
-import itertools
 import platform
 from collections import Counter
 from collections.abc import Callable
@@ -19,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import halfstep as hs
-from halfstep.errors import LowerError, PlanError
-from halfstep.runtimes.ort import OnnxRuntimeModel
+from halfstep.errors import PlanError
+from halfstep.runtimes.ort import INTEGER_KERNELS, OnnxRuntimeModel
+from halfstep.verdict import SiteReport
 from tests.models import Call, CallTwo, normal
 from tests.pipeline import (
     Inputs,
@@ -259,24 +259,30 @@ POOLS = [
     ),
     between(
         "average pool, ceil_mode",
+        lambda x: F.avg_pool2d(x, 3, 2, 0, ceil_mode=True),
+        "QLinearAveragePool",
+    ),
+    between(
+        "average pool, ceil_mode and padding",
         lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
-        "AveragePool",
-        floats=("avg_pool",),
-        islands=1,
+        "QLinearAveragePool",
+    ),
+    between(
+        "average pool, ceil_mode, a window in the padding",
+        lambda x: F.avg_pool2d(x, 3, 3, 1, ceil_mode=True),
+        "QLinearAveragePool",
     ),
     op(
         "average pool, divisor",
         lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5),
         *("QLinearAveragePool", "QLinearMul"),
     ),
+    op("average pool, 1-D", lambda x: F.avg_pool1d(x, 2), "QLinearAveragePool", shape=(3, 9)),
     op(
-        "average pool, 1-D",
-        lambda m, x: F.avg_pool1d(m(x), 2),
-        "QLinearConv",
-        "AveragePool",
-        shape=(3, 9),
-        parts=(nn.Conv1d(3, 4, 1),),
-        floats=("avg_pool",),
+        "average pool, 1-D, ceil_mode and padding",
+        lambda x: F.avg_pool1d(x, 3, 2, 1, ceil_mode=True),
+        "QLinearAveragePool",
+        shape=(3, 8),
     ),
     op("average pool of everything", lambda x: F.avg_pool2d(x, 8), "QLinearGlobalAveragePool"),
     op("adaptive pool to 1", lambda x: F.adaptive_avg_pool2d(x, 1), "QLinearGlobalAveragePool"),
@@ -284,13 +290,11 @@ POOLS = [
     between("adaptive pool to the same", lambda x: F.adaptive_avg_pool2d(x, 8)),
     op(
         "adaptive pool, 1-D",
-        lambda m, x: F.adaptive_avg_pool1d(m(x), 1),
-        "QLinearConv",
-        "GlobalAveragePool",
+        lambda x: F.adaptive_avg_pool1d(x, 1),
+        "QLinearGlobalAveragePool",
         shape=(3, 9),
-        parts=(nn.Conv1d(3, 4, 1),),
-        floats=("global_avg_pool",),
     ),
+    op("mean of time", lambda x: x.mean(-1), "QLinearGlobalAveragePool", shape=(3, 9)),
     op("mean of space", lambda x: x.mean((2, 3)), "QLinearGlobalAveragePool"),
     op("mean of space, kept", lambda x: x.mean((-1, -2), True), "QLinearGlobalAveragePool"),
     between(
@@ -417,26 +421,142 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 same_padding_warns = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
-def edges_expected(case: Case, program: hs.IntProgram) -> dict[str, int]:
-    """How many quantize and dequantize nodes a file has that computes on codes wherever it can."""
-    edges = Counter(op.kind for op in program.ops)
-    return {"QuantizeLinear": edges["quantize"], "DequantizeLinear": edges["dequantize"]}
-
-
 @same_padding_warns
 @every_case
 def test_the_runtime_computes_the_program(case: Case, tmp_path: Path) -> None:
     made = lowered(case.module, case.inputs)
     verdict = made.prove(tmp_path)
     assert verdict.status is hs.Status.EXACT, str(verdict)
-    assert sum(not made_by.comparable for made_by in sites(made, verdict)) == case.islands
+    islands = [report.site for report in codes_of(made, verdict) if not report.comparable]
+    assert len(islands) == case.islands, islands
     assert made.plan.floats.keys() == set(case.floats)
-    assert all(made.plan.floats.values())
+    assert all(made.plan.floats.values()), "a reason for each"
     kernels = Counter(OnnxRuntimeModel(tmp_path / "model.onnx").kernels().values())
-    computing = Counter({k: n for k, n in kernels.items() if k not in MOVING})
-    assert computing == Counter(case.kernels)
+    assert Counter({k: n for k, n in kernels.items() if k not in MOVING}) == Counter(case.kernels)
+    if not case.floats:  # codes all the way: nothing but the inputs is quantized
+        edges = Counter(op.kind for op in made.program.ops)
+        assert kernels["QuantizeLinear"] == edges["quantize"] <= len(made.program.inputs)
+        assert kernels["DequantizeLinear"] == edges["dequantize"] == 1
 
 
-def sites(made: Lowered, verdict: hs.Verdict) -> list[Any]:
-    """The reports of tensors of codes; those of float outputs aside."""
+def codes_of(made: Lowered, verdict: hs.Verdict) -> list[SiteReport]:
+    """The reports of tensors of codes; those of outputs aside."""
     return [report for report in verdict.sites if report.site in made.program.sites]
+
+
+@same_padding_warns
+@every_case
+def test_the_program_computes_the_quantized_model(case: Case) -> None:
+    """Within a step of the output's grid, or of the last grid before a float kernel."""
+    made = lowered(case.module, case.inputs)
+    inputs = case.inputs(3, 60)
+    (wanted,) = real_outputs(made.quantized, inputs)
+    run = hs.Engine(made.program).run(arrays(inputs))
+    step = max(float(made.program.grid(site).scale) for site in made.program.sites)
+    assert np.abs(run.outputs[0] - wanted).max() <= 1.01 * step
+    assert np.abs(wanted).max() > 2 * step, "the model gives nothing but rounding"
+
+
+@same_padding_warns
+@every_case
+def test_the_float_export_computes_the_model(case: Case, tmp_path: Path) -> None:
+    made = lowered(case.module, case.inputs, edit=lambda plan: plan.keep_float("*"))
+    inputs = case.inputs(3, 60)
+    (wanted,) = real_outputs(made.module, inputs)
+    runtime = OnnxRuntimeModel(made.export(tmp_path))
+    found = runtime.run(arrays(inputs))
+    assert not INTEGER_KERNELS & set(runtime.kernels().values())
+    tolerance = 1e-5 * np.abs(wanted).max()
+    assert found["output"].shape == wanted.shape
+    np.testing.assert_allclose(found["output"], wanted, 0, tolerance)
+    for backend in ("numpy", "torch"):
+        (mine,) = hs.Engine(made.program, backend).run(arrays(inputs)).outputs
+        np.testing.assert_allclose(mine, wanted, 0, tolerance, err_msg=backend)
+
+
+# Types
+
+
+def everything(conv: nn.Module, wide: nn.Module, linear: nn.Module, x: Tensor) -> Tensor:
+    """Most kinds of operations that have an integer kernel."""
+    x = conv(x).relu()
+    x = x + wide(x)
+    x = torch.cat([F.max_pool2d(x, 2), F.avg_pool2d(x, 2)], 1)
+    x = F.leaky_relu(x, 0.1) * x.mean((2, 3), keepdim=True).sigmoid()
+    scores = linear(F.pad(F.hardswish(x), (1, 0)).flatten(2))
+    return (scores @ scores.transpose(1, 2) / 4).softmax(-1)
+
+
+def network() -> nn.Module:
+    parts = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Linear(20, 6)
+    return Call(everything, *parts)
+
+
+FUSED = Counter(
+    "QLinearConv QLinearConv QLinearAdd QLinearAveragePool QLinearLeakyRelu QLinearMul "
+    "QLinearGlobalAveragePool QLinearSigmoid QGemm QLinearMatMul QLinearSoftmax".split()
+)
+TYPES: list[dict[str, Any]] = [
+    *({"weights": f"int{bits}"} for bits in range(2, 9)),
+    {"weights": "int4_narrow"},
+    {"weights": "int8", "per_channel": False},
+    *({"activations": f"uint{bits}"} for bits in range(4, 9)),
+    {"activations": "int8"},
+    {"activations": "int8", "weights": "int8"},
+    {"activations": "int5", "weights": "int3"},
+    {"activations": "uint4", "weights": "int4", "first_last": "int8"},
+]
+
+
+@pytest.mark.parametrize("choices", TYPES, ids=lambda choices: " ".join(map(str, choices.values())))
+def test_every_type_of_weights_and_activations(choices: dict[str, Any], tmp_path: Path) -> None:
+    made = lowered(network(), normal_inputs(IMAGE), **choices)
+    verdict = made.prove(tmp_path, backend="numpy")
+    assert verdict.status is hs.Status.EXACT, str(verdict)
+    assert verdict.integer_in_runtime == 1
+    assert all(report.comparable for report in codes_of(made, verdict))
+    fused = Counter(OnnxRuntimeModel(tmp_path / "model.onnx").kernels().values())
+    assert FUSED <= fused
+    assert_backends_agree(made.program, arrays(made.inputs(3, 60)))
+
+
+def test_weights_of_few_bits_have_few_codes() -> None:
+    made = lowered(network(), normal_inputs(IMAGE), weights="int3", activations="uint4")
+    weights = [name for name in made.program.tensors if name.endswith(":weight")]
+    assert len(weights) == 3
+    for name in weights:
+        codes = made.program.constant(name)
+        assert -4 <= codes.min() < codes.max() <= 3
+    codes = hs.Engine(made.program).run(arrays(made.inputs(3, 60)), keep=made.program.sites).kept
+    assert max(values.max() for values in codes.values()) == 15
+
+
+# The reference target
+
+
+WIDE: list[dict[str, str]] = [
+    {"activations": "uint16", "weights": "int8"},
+    {"activations": "int16", "weights": "int8"},
+    {"activations": "int16", "weights": "int4"},
+    {"activations": "uint12", "weights": "int12"},
+]
+every_wide = pytest.mark.parametrize(
+    "choices", WIDE, ids=lambda choices: " ".join(choices.values())
+)
+
+
+@every_wide
+@every_case
+@same_padding_warns
+def test_the_reference_target_runs_wide_types(case: Case, choices: dict[str, str]) -> None:
+    """Both backends, with the same codes; closer to the float model than 8 bits could be."""
+    if choices["activations"].endswith("16") and "MatMul" in str(case.kernels):
+        pytest.skip("a product of two activations of 16 bits overflows int32")
+    made = lowered(case.module, case.inputs, target="reference", **choices)
+    assert_backends_agree(made.program, arrays(case.inputs(3, 60)))
+
+
+@pytest.mark.parametrize("choices", [{"activations": "uint16"}, {"weights": "int16"}], ids=str)
+def test_the_runtime_has_no_wide_types(choices: dict[str, str]) -> None:
+    with pytest.raises(PlanError, match=r"target 'onnxruntime' accepts .* of 2 to 8 bits"):
+        lowered(network(), normal_inputs(IMAGE), **choices)
