@@ -2,9 +2,9 @@
 
     python -m benchmarks --shared FOLDER [SECTION ...]
 
-FOLDER holds ``resnet20_cifar10.safetensors`` and ``imagenet500/``. The figures of each section are kept
-in ``benchmarks/.work/results.json``, so that one can be measured again alone and the page
-stands after each.
+FOLDER holds ``resnet20_cifar10.safetensors`` and ``imagenet500/``. The figures of each section
+are kept in ``benchmarks/.work/results.json``, so that one can be measured again alone; the page is
+written after each.
 """
 
 import argparse
