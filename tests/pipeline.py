@@ -40,6 +40,11 @@ class Lowered:
     program: hs.IntProgram
     inputs: Inputs
 
+    @property
+    def graph(self) -> hs.Graph:
+        """What was captured."""
+        return self.quantized.graph
+
     def export(self, folder: Path) -> Path:
         """Write the model for ONNX Runtime."""
         path = folder / "model.onnx"
@@ -59,6 +64,7 @@ def lowered(
     module: nn.Module,
     inputs: Inputs,
     *,
+    graph: hs.Graph | None = None,
     target: str = "onnxruntime",
     edit: Callable[[hs.Plan], hs.Plan] = lambda plan: plan,
     redraw: bool = True,
@@ -69,13 +75,15 @@ def lowered(
     Args:
         module: any module that can be captured.
         inputs: draws the data.
+        graph: of ``module``, if it was captured before.
         target: a name in the catalog.
         edit: changes the plan.
         redraw: give the module random parameters first.
         **choices: of ``make_plan``.
     """
-    module = seeded(module) if redraw else module
-    graph = hs.capture(module, inputs(2, 0))
+    if graph is None:
+        module = seeded(module) if redraw else module
+        graph = hs.capture(module, inputs(2, 0))
     plan = edit(hs.make_plan(graph, target, **choices))
     quantized = hs.prepare(graph, plan)
     hs.calibrate(quantized, [inputs(8, seed) for seed in (1, 2, 3)])

@@ -7,14 +7,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from halfstep.catalog import family
 from halfstep.errors import ExportError
 from halfstep.files import write_folder_atomically
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.program.ir import IntProgram
-from halfstep.program.serialize import save_program
+from halfstep.program.serialize import ARRAYS, DESCRIPTION, save_program
 from halfstep.verdict import Verdict
 
+_FILES = frozenset(
+    {DESCRIPTION, ARRAYS, "program.txt", "encodings.json", "plan.yaml", "verdict.json"}
+)
 _PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
@@ -66,8 +70,9 @@ def check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         return
     entries = list(folder.iterdir())
-    saved = (folder / "encodings.json").is_file() and not any(path.is_dir() for path in entries)
-    if entries and not saved:
+    known = _FILES | {entry.load().artifact for entry in family("target").values()}
+    foreign = any(path.name not in known or path.is_dir() for path in entries)
+    if entries and (foreign or not (folder / "encodings.json").is_file()):
         raise ExportError(
             f"{folder}: it holds files of others, and saving replaces the whole folder; "
             "choose a new or an empty one"

@@ -24,6 +24,15 @@ from halfstep.files import write_atomically
 from halfstep.program.ir import IntProgram, Op, Tensor
 
 OPSET = 21
+# Float operations that the runtime makes integer wherever it can.
+_FUSED = frozenset(
+    {
+        *("conv", "conv_transpose", "linear", "matmul", "add", "mul"),
+        *("avg_pool", "global_avg_pool", "softmax", "sigmoid", "leaky_relu", "concat"),
+    }
+)
+# Operations that the runtime moves a dequantize through.
+_MOVES = frozenset({"reshape", "transpose", "slice", "pad", "max_pool", "expand"})
 
 
 def export(program: IntProgram, path: str | Path) -> None:
@@ -63,6 +72,7 @@ class Writer:
         nodes: in order of execution.
         values: by name.
         initializers: constants by name.
+        were_codes: real tensors of the program that a dequantize makes, or can be moved behind.
     """
 
     def __init__(self, program: IntProgram) -> None:
@@ -70,6 +80,11 @@ class Writer:
         self.nodes: list[ir.Node] = []
         self.values: dict[str, ir.Value] = {}
         self.initializers: dict[str, ir.Value] = {}
+        self.were_codes: set[str] = set()
+        for op in program.ops:
+            moved = op.kind in _MOVES and op.inputs[0] in self.were_codes
+            if op.kind == "dequantize" or moved:
+                self.were_codes.add(op.output)
         for name in program.inputs:
             self._value(name, program.tensor(name).dtype, program.tensor(name).shape)
 
@@ -79,8 +94,7 @@ class Writer:
             raise ExportError(f"{op.output}: {op.kind} has no form in ONNX yet")
         emit: Callable[[Writer, Op, list[str]], str] = onnx_ops.EMITTERS[op.kind]
         if op.execution not in (Execution.INTEGER, Execution.DEQUANTIZED):
-            result = emit(self, op, [self.name_of(name) for name in op.inputs])
-            self._rename(result, op.output)
+            self._rename(emit(self, op, self._unfused_inputs(op)), op.output)
         elif op.kind == "linear" and len(self.program.tensor(op.inputs[0]).shape) > 2:
             self._write_flat_linear(op)
         elif op.kind == "lookup":
@@ -90,6 +104,18 @@ class Writer:
         else:
             real = emit(self, op, [self.dequantized(name) for name in op.inputs])
             self.quantize(op, real, op.output)
+
+    def _unfused_inputs(self, op: Op) -> list[str]:
+        """Inputs of an operation that stays float, or moves codes.
+
+        Between a dequantize and a quantize the runtime would replace a float operation by its
+        integer kernel, and quantize float weights for it. A maximum of one value is that value,
+        and no optimizer looks through it.
+        """
+        names = [self.name_of(name) for name in op.inputs]
+        if op.kind in _FUSED and op.inputs[0] in self.were_codes:
+            names[0] = self.node("Max", names[:1], f"{op.output}/in_float")
+        return names
 
     def _write_flat_linear(self, op: Op) -> None:
         """Gemm adds an int32 bias but takes two axes: codes are reshaped in front and behind."""

@@ -15,14 +15,14 @@ from halfstep.graph.rewriting import insert_call
 
 aten = torch.ops.aten
 
-# Where each foldable operation keeps its output channels in the weight.
-_CHANNEL_AXIS = {
-    aten.conv1d.default: 0,
-    aten.conv2d.default: 0,
-    aten.conv1d.padding: 0,
-    aten.conv2d.padding: 0,
-    aten.linear.default: 0,
-}
+# Operations with their output channels on axis 0 of the weight.
+_FOLDABLE = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.linear.default,
+)
 
 
 def fold_batchnorm(module: fx.GraphModule) -> None:
@@ -39,7 +39,7 @@ def fold_batchnorm(module: fx.GraphModule) -> None:
         scale = torch.rsqrt(variance.double() + a["eps"])
         scale = scale if gamma is None else scale * gamma.double()
         shift = -mean.double() * scale + (0 if beta is None else beta.double())
-        if a["input"].target in _CHANNEL_AXIS and len(a["input"].users) == 1:
+        if _foldable(a["input"]):
             _fold(module, a["input"], scale, shift)
             node.replace_all_uses_with(a["input"])
             a["input"].meta["batchnorm"] = (gamma, beta)
@@ -70,6 +70,13 @@ def new_parameter(module: fx.GraphModule, name: str, value: Tensor, before: fx.N
     mode = before.meta["val"].fake_mode
     node.meta["val"] = mode.from_tensor(getattr(module, flat), static_shapes=True)
     return node
+
+
+def _foldable(source: fx.Node) -> bool:
+    """Whether the channels of a batch norm are the output channels of what it alone reads."""
+    # A linear layer on tokens has its features on the last axis, a batch norm on axis 1.
+    on_tokens = source.target == aten.linear.default and source.meta["val"].ndim > 2
+    return source.target in _FOLDABLE and len(source.users) == 1 and not on_tokens
 
 
 def _fold(module: fx.GraphModule, conv: fx.Node, scale: Tensor, shift: Tensor) -> None:

@@ -29,7 +29,6 @@ _NOTHING = (
 )
 _NOTHING_AT_THE_SAME_SHAPE = (
     aten.expand.default,
-    aten.view.default,
     aten.reshape.default,
     aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default,
@@ -87,6 +86,9 @@ def _drop_nothing(node: fx.Node) -> None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or "val" not in source.meta:
         return
+    if node.target == aten.view.default:
+        # A view needs the order in memory that a dropped copy may have made.
+        node.target = aten.reshape.default
     if node.target in _NOTHING or _keeps_everything(node, source):
         replace(node, source)
 
@@ -129,13 +131,6 @@ def _pick(node: fx.Node, x: fx.Node, dim: int, index: int) -> fx.Node:
     start = index % shape_of(x)[axis] if index < 0 else index
     part = insert_call(node, aten.slice.Tensor, (x, axis, start, start + 1))
     return insert_call(node, aten.squeeze.dim, (part, axis))
-
-
-def _split_silu(node: fx.Node) -> None:
-    """``x sigmoid(x)``: two operations that have integer kernels where the whole has none."""
-    if node.target == aten.silu.default:
-        gate = insert_call(node, aten.sigmoid.default, (node.args[0],))
-        replace(node, insert_call(node, aten.mul.Tensor, (node.args[0], gate)))
 
 
 def _masks(node: fx.Node) -> None:

@@ -5,9 +5,9 @@ a reshape. Its name is that of the module it comes from, and its sites hang on t
 ``layer1.0.conv1:weight``, ``layer1.0.conv1:bias``, ``layer1.0.conv1:out``.
 """
 
+import itertools
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,6 +196,7 @@ def _used(module: fx.GraphModule, units: list[Unit]) -> set[fx.Node]:
     for unit in reversed(units):
         if unit.tail in used:
             used |= set(unit.inputs)
+            used |= {node for node in (unit.weight, unit.bias) if node is not None}
     return used
 
 
@@ -214,16 +215,18 @@ def _named(units: list[Unit]) -> list[Unit]:
         path = owner(unit.head)
         kinds.setdefault(path, set()).add(unit.kind)
         leaves[path] = bool(stack) and str(stack[-1][1]).startswith("torch.nn.modules.")
-    counts: Counter[str] = Counter()
-    named = []
+    names: dict[str, Unit] = {}
     for unit in units:
         path = owner(unit.head)
         alone = leaves[path] and len(kinds[path]) == 1 and path
         name = path if alone else ".".join(part for part in (path, unit.kind) if part)
-        counts[name] += 1
-        suffix = f"_{counts[name] - 1}" if counts[name] > 1 else ""
-        named.append(_renamed(unit, name + suffix))
-    return named
+        unique = name
+        for count in itertools.count(1):
+            if unique not in names:
+                break
+            unique = f"{name}_{count}"
+        names[unique] = _renamed(unit, unique)
+    return list(names.values())
 
 
 def _renamed(unit: Unit, name: str) -> Unit:

@@ -137,8 +137,16 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Read a plan that ``save`` wrote."""
-        return cls.from_dict(yaml.safe_load(Path(path).read_text()))
+        """Read a plan that ``save`` wrote.
+
+        Raises:
+            PlanError: the file holds no plan.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path}: this is not a saved plan: it is no YAML: {error}") from error
+        return cls.from_dict(data)
 
     def __str__(self) -> str:
         width = max((len(site) for site in self.specs), default=0)

@@ -45,7 +45,7 @@ class OnnxRuntimeModel:
             measuring speed. Without it they leave the cores to whoever else computes.
 
     Raises:
-        ExportError: the file is not a model that ONNX Runtime opens.
+        ExportError: the file is not a model that ONNX Runtime opens, or lacks a site.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class OnnxRuntimeModel:
         model = _load(self.path)
         self.outputs = tuple(value.name for value in model.graph.output)
         self.sites = tuple(sites)
+        self._check_sites(model)
         known = {value.name: value for value in model.graph.value_info}
         for site in self.sites:
             if site not in self.outputs:
@@ -70,10 +71,25 @@ class OnnxRuntimeModel:
             raise ExportError(f"{self.path}: ONNX Runtime refuses it: {error}") from error
         self._inputs = [value.name for value in self.session.get_inputs()]
 
+    def _check_sites(self, model: onnx.ModelProto) -> None:
+        made = {name for node in model.graph.node for name in node.output}
+        missing = [site for site in self.sites if site not in made]
+        if missing:
+            raise ExportError(
+                f"{self.path}: it has no tensor {missing[0]}; was it made from this program?"
+            )
+
     def run(self, inputs: Sequence[Values]) -> Mapping[str, Values]:
-        """Outputs and asked-for sites by name, for inputs in the order of the file."""
+        """Outputs and asked-for sites by name, for inputs in the order of the file.
+
+        Raises:
+            ExportError: inputs that the file does not take.
+        """
         names = [*self.outputs, *(site for site in self.sites if site not in self.outputs)]
-        found = self.session.run(names, dict(zip(self._inputs, inputs, strict=True)))
+        try:
+            found = self.session.run(names, dict(zip(self._inputs, inputs, strict=True)))
+        except Exception as error:  # as above
+            raise ExportError(f"{self.path}: ONNX Runtime refuses the inputs: {error}") from error
         return dict(zip(names, found, strict=True))
 
     def kernels(self) -> dict[str, str]:
@@ -99,9 +115,12 @@ def _load(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        return onnx.load(str(path))
+        model = onnx.load(str(path))
     except (OSError, DecodeError) as error:
         raise ExportError(f"{path}: not a complete ONNX file ({error})") from error
+    if not model.graph.node:  # an empty file is a valid message without a graph
+        raise ExportError(f"{path}: not a complete ONNX file (it has no operations)")
+    return model
 
 
 def _without_suffix(name: str, sites: Collection[str]) -> str:

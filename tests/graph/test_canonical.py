@@ -1,0 +1,231 @@
+"""Every rewrite keeps what the model computes, and leaves nothing of what it rewrites."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+import halfstep as hs
+from halfstep.errors import CaptureError
+from tests.models import Call, normal, seeded
+
+aten = torch.ops.aten
+IMAGE = (4, 6, 6)
+
+
+def targets_of(module: fx.GraphModule) -> list[Any]:
+    return [node.target for node in module.graph.nodes if node.op == "call_function"]
+
+
+def assert_rewritten(
+    model: nn.Module, shape: tuple[int, ...], gone: tuple[Any, ...], made: tuple[Any, ...] = ()
+) -> None:
+    """The canonical graph computes the same, without ``gone`` and with ``made``."""
+    graph = hs.capture(model, normal(2, *shape))
+    x = normal(5, *shape, seed=1)
+    with torch.no_grad():
+        expected = model(x.clone())
+        found = graph.module(x)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5)
+    targets = targets_of(graph.module)
+    assert not set(gone) & set(targets)
+    assert set(made) <= set(targets)
+
+
+def in_place(x: Tensor) -> Tensor:
+    x = x * 2.0
+    x += 1.0
+    before = x * 3.0
+    x.relu_()
+    x.clamp_(max=2.0)
+    return x + before
+
+
+class Causal(nn.Module):
+    """Self-attention with a mask of a buffer."""
+
+    def __init__(self, mask: Tensor | None, scale: float | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(
+            x, 2.0 * x, x + 1.0, attn_mask=self.mask, scale=self.scale
+        )
+
+
+IN_PLACE = (aten.add_.Tensor, aten.relu_.default, aten.clamp_.default, aten.clamp_.Tensor)
+SPLITS = (
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    aten.select.int,
+)
+ATTENTION = (aten.scaled_dot_product_attention.default,)
+PARTS = (aten.matmul.default, aten.softmax.int)
+NOTHING = (
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.detach.default,
+    aten.expand.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten.to.dtype,
+)
+Case = tuple[Callable[[Tensor], Any], tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]
+
+CASES: dict[str, Case] = {
+    "in place": (in_place, IMAGE, IN_PLACE, (aten.relu.default,)),
+    "chunk": (
+        lambda x: torch.cat([part * k for k, part in enumerate(x.chunk(3, 2), 1)], 2),
+        IMAGE,
+        SPLITS,
+        (aten.slice.Tensor,),
+    ),
+    "uneven chunk": (lambda x: x.chunk(3, 1), (5, 2), SPLITS, (aten.slice.Tensor,)),
+    "split": (lambda x: x.split(4, -1), IMAGE, SPLITS, (aten.slice.Tensor,)),
+    "split with sizes": (lambda x: x.split([1, 3, 2], 2), IMAGE, SPLITS, (aten.slice.Tensor,)),
+    "unbind": (lambda x: x.unbind(1), IMAGE, SPLITS, (aten.slice.Tensor, aten.squeeze.dim)),
+    "select": (lambda x: x[:, 2], IMAGE, SPLITS, (aten.slice.Tensor, aten.squeeze.dim)),
+    "select from the end": (lambda x: x[..., -1], IMAGE, SPLITS, (aten.slice.Tensor,)),
+    "attention": (Causal(None), (2, 5, 4), ATTENTION, PARTS),
+    "attention with a scale": (Causal(None, 0.3), (2, 5, 4), ATTENTION, PARTS),
+    "attention, bool mask": (
+        Causal(torch.ones(5, 5, dtype=torch.bool).tril()),
+        (2, 5, 4),
+        ATTENTION,
+        (*PARTS, aten.add.Tensor),
+    ),
+    "attention, float mask": (
+        Causal(normal(5, 5, seed=3)),
+        (2, 5, 4),
+        ATTENTION,
+        (*PARTS, aten.add.Tensor),
+    ),
+    "scalar on the right": (
+        lambda x: (x + 2) * 3 - 1,
+        IMAGE,
+        (aten.add.Scalar, aten.mul.Scalar, aten.sub.Tensor),
+        (aten.add.Tensor, aten.mul.Tensor),
+    ),
+    "scalar on the left": (lambda x: 2 + 3 * x, IMAGE, (aten.add.Scalar, aten.mul.Scalar), ()),
+    "subtracted from a scalar": (
+        lambda x: 1.5 - x,
+        IMAGE,
+        (aten.rsub.Scalar,),
+        (aten.sub.Tensor,),
+    ),
+    "divided by a scalar": (lambda x: x / 3, IMAGE, (aten.div.Tensor,), (aten.mul.Tensor,)),
+    "masked_fill": (
+        lambda x: x.masked_fill(x > 0.5, -3.0),
+        IMAGE,
+        (aten.masked_fill.Scalar,),
+        (aten.where.self,),
+    ),
+    "mean over space": (
+        lambda x: x.mean((2, 3)),
+        IMAGE,
+        (),
+        (aten.mean.dim, aten.flatten.using_ints),
+    ),
+    "mean over space, from behind": (
+        lambda x: x.mean((-1, -2)),
+        IMAGE,
+        (),
+        (aten.flatten.using_ints,),
+    ),
+    "mean over tokens": (lambda x: x.mean(1), (5, 4), (), (aten.mean.dim,)),
+    "silu": (
+        functional.silu,
+        IMAGE,
+        (aten.silu.default,),
+        (aten.sigmoid.default, aten.mul.Tensor),
+    ),
+    "nothing": (
+        lambda x: x.contiguous().clone().detach().float().view(-1, *IMAGE)[:].relu(),
+        IMAGE,
+        NOTHING,
+        (aten.relu.default,),
+    ),
+    "adaptive max pool": (
+        lambda x: functional.adaptive_max_pool2d(x, 3),
+        IMAGE,
+        (aten.adaptive_max_pool2d.default,),
+        (aten.max_pool2d.default,),
+    ),
+    "average with a divisor": (
+        lambda x: functional.avg_pool2d(x, 2, divisor_override=3),
+        IMAGE,
+        (),
+        (aten.avg_pool2d.default, aten.mul.Tensor),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_rewrites(case):
+    function, shape, gone, made = case
+    model = function if isinstance(function, nn.Module) else Call(function)
+    assert_rewritten(model.eval(), shape, gone, made)
+
+
+def test_a_rewrite_that_changes_the_output_is_refused(monkeypatch):
+    def broken(module: fx.GraphModule) -> None:
+        for node in module.graph.nodes:
+            if node.target == aten.mul.Tensor:
+                node.target = aten.add.Tensor
+        module.recompile()
+
+    monkeypatch.setattr("halfstep.graph.capture.canonicalize", broken)
+    with pytest.raises(CaptureError, match=r"^output 0: the captured graph differs from the model"):
+        hs.capture(Call(lambda x: x * x), normal(2, 3))
+
+
+def test_scalars_become_constants_of_the_graph():
+    graph = hs.capture(Call(lambda x: x * 2.5 + 1), normal(2, 3))
+    scalars = [n.meta["scalar"] for n in graph.module.graph.nodes if "scalar" in n.meta]
+    assert scalars == [2.5, 1.0]
+    for node in graph.module.graph.nodes:
+        if node.op == "call_function":
+            assert all(isinstance(arg, fx.Node) for arg in node.args)
+
+
+def test_one_bool_mask_is_made_additive_once_for_all_layers():
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    model = nn.Sequential(Causal(mask), Causal(mask))
+    model[1].mask = model[0].mask
+    assert_rewritten(model, (2, 5, 4), ATTENTION, PARTS)
+
+
+def test_a_mean_over_space_is_a_global_pool():
+    graph = hs.capture(Call(lambda x: x.mean((2, 3))), normal(2, *IMAGE))
+    assert "global_avg_pool" in hs.make_plan(graph).executions
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multi_head_attention_is_split(need_weights):
+    def attend(attention: nn.Module, x: Tensor) -> Tensor:
+        result: Tensor = attention(x, x, x, need_weights=need_weights)[0]
+        return result
+
+    model = seeded(Call(attend, nn.MultiheadAttention(8, 2, batch_first=True)))
+    assert_rewritten(model, (5, 8), (*ATTENTION, aten.view.default), (aten.softmax.int,))
+
+
+def test_causal_attention_is_refused():
+    model = Call(lambda x: functional.scaled_dot_product_attention(x, x, x, is_causal=True))
+    with pytest.raises(CaptureError, match=r"pass an explicit attn_mask and equal head counts$"):
+        hs.capture(model, normal(2, 2, 5, 4))
+
+
+def test_alpha_is_refused():
+    text = r"write the factor alpha=2 as a multiplication$"
+    with pytest.raises(CaptureError, match=text):
+        hs.capture(Call(lambda x: torch.add(x, x, alpha=2)), normal(2, 3))

@@ -1,0 +1,156 @@
+"""What is captured is what the model computes, and the model stays as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import halfstep as hs
+from halfstep.errors import CaptureError, DataError, UnknownNameError
+from tests.models import Call, CallTwo, Residual, normal, seeded
+
+
+class Heads(nn.Module):
+    """Two inputs by name, outputs in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        total = self.linear(left) + right
+        return {"total": total, "positive": torch.relu(total)}
+
+
+class Noise(nn.Module):
+    """Random in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+def run(graph: hs.Graph, *inputs: Tensor) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return tuple(graph.module(*inputs))
+
+
+def test_what_needs_no_rewrite_is_equal_bit_for_bit():
+    model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)))
+    graph = hs.capture(model, normal(2, 3, 8, 8))
+    x = normal(5, 3, 8, 8, seed=1)
+    (found,) = run(graph, x)
+    with torch.no_grad():
+        assert torch.equal(found, model(x))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_the_batch_is_dynamic(size):
+    model = seeded(Residual())
+    graph = hs.capture(model, normal(3, 3, 8, 8))
+    x = normal(size, 3, 8, 8, seed=1)
+    (found,) = run(graph, x)
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_example_of_one_sample_is_enough():
+    graph = hs.capture(seeded(nn.Linear(4, 3)), normal(1, 4))
+    assert [len(value) for value in graph.example] == [2]
+    (found,) = run(graph, normal(6, 4))
+    assert found.shape == (6, 3)
+
+
+def test_a_dict_names_the_inputs_and_the_output_keeps_its_structure():
+    model = seeded(Heads())
+    left, right = normal(4, 4), normal(4, 3, seed=1)
+    graph = hs.capture(model, {"left": left, "right": right})
+    assert graph.inputs == ("left", "right")
+    quantized = hs.prepare(graph, hs.make_plan(graph))
+    quantized.enable(False)
+    expected = model(left, right)
+    for found in (quantized(left, right), quantized(left=left, right=right)):
+        assert list(found) == ["total", "positive"]
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_several_inputs_in_order():
+    graph = hs.capture(CallTwo(lambda x, y: x - y), (normal(2, 3), normal(2, 3, seed=1)))
+    x, y = normal(4, 3, seed=2), normal(4, 3, seed=3)
+    assert graph.inputs == ("x", "y")
+    assert torch.equal(run(graph, x, y)[0], x - y)
+
+
+def test_only_captures_a_submodule():
+    model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(16, 2))))
+    x = normal(3, 4, 2, 2)
+    graph = hs.capture(model, x, only="1")
+    with torch.no_grad():
+        assert torch.equal(run(graph, x)[0], model[1](x))
+
+
+def test_only_names_the_nearest_submodules():
+    with pytest.raises(UnknownNameError, match=r"^unknown submodule 'stam': did you mean 'stem'"):
+        hs.capture(seeded(Residual()), normal(2, 3, 8, 8), only="stam")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training):
+    model = seeded(Residual()).train(training)
+    before, code = copy.deepcopy(model.state_dict()), str(model)
+    graph = hs.capture(model, normal(2, 3, 8, 8))
+    with torch.no_grad():
+        for value in graph.module.parameters():
+            assert value.isfinite().all()
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert model.training is training
+    assert all(part.training is training for part in model.modules())
+    assert str(model) == code
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(not value._backward_hooks for value in model.parameters())
+
+
+def test_the_mode_comes_back_after_a_refusal():
+    model = seeded(Noise()).train()
+    with pytest.raises(CaptureError):
+        hs.capture(model, normal(2, 3))
+    assert model.training
+
+
+def test_training_a_capture_does_not_train_the_model():
+    model = seeded(nn.Linear(4, 3))
+    before = copy.deepcopy(model.state_dict())
+    graph = hs.capture(model, normal(2, 4))
+    quantized = hs.prepare(graph, hs.make_plan(graph))
+    with torch.no_grad():
+        for value in quantized.parameters():
+            value.add_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_that_is_random_in_eval_mode_is_refused():
+    text = r"^output 0: the captured graph differs from the model by .*random in eval mode\?$"
+    with pytest.raises(CaptureError, match=text):
+        hs.capture(Noise(), normal(2, 3))
+
+
+def test_control_flow_on_data_is_refused_with_its_line():
+    def forward(x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+    text = r"(?s)^Call: torch\.export refuses the model at .*test_capture.*Replace control flow"
+    with pytest.raises(CaptureError, match=text):
+        hs.capture(Call(forward), normal(2, 3))
+
+
+def test_examples_are_checked():
+    model = seeded(nn.Linear(4, 3))
+    text = r"^input:in: an example input must be a tensor with at least one sample on axis 0, found"
+    with pytest.raises(CaptureError, match=text + r" \(0, 4\)$"):
+        hs.capture(model, torch.zeros(0, 4))
+    with pytest.raises(CaptureError, match=text + " list$"):
+        hs.capture(model, ([1.0, 2.0],))
+    with pytest.raises(DataError, match=r"^input:in: batch 0: it holds NaN or infinity"):
+        hs.capture(model, torch.full((2, 4), torch.nan))

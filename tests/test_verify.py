@@ -1,0 +1,230 @@
+"""The verdict says failed whenever the artifact computes something else, and names where."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import nn
+
+import halfstep as hs
+from halfstep.verdict import SiteReport, Status, Verdict
+from tests.models import Call, Residual
+from tests.pipeline import Lowered, lowered, normal_inputs
+
+Change = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def residual() -> Lowered:
+    return lowered(Residual(), normal_inputs((3, 6, 6)))
+
+
+@pytest.fixture(scope="module")
+def island() -> Lowered:
+    """A float layer norm between two integer products."""
+    parts = (nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    return lowered(Call(lambda a, norm, b, x: b(norm(a(x))), *parts), normal_inputs((6,)))
+
+
+# Hand-made verdicts --------------------------------------------------------------------------
+
+
+def verdict(*largest: int, bound: int = 0, samples: int = 4, comparable: bool = True) -> Verdict:
+    sites = tuple(
+        SiteReport(f"op{i}:out", "conv", "integer", 10, int(d > 0), d, comparable=comparable)
+        for i, d in enumerate(largest)
+    )
+    return Verdict("onnxruntime", samples, sites, bound)
+
+
+@pytest.mark.parametrize(
+    ("made", "status", "exit_code"),
+    [
+        (verdict(0, 0), Status.EXACT, 0),
+        (verdict(0, 0, bound=1), Status.EXACT, 0),
+        (verdict(0, 1, bound=1), Status.BOUNDED, 0),
+        (verdict(0, 2, bound=1), Status.FAILED, 1),
+        (verdict(0, 1), Status.FAILED, 1),
+        (verdict(), Status.FAILED, 1),
+        (verdict(0, samples=0), Status.FAILED, 1),
+        (verdict(0, comparable=False), Status.FAILED, 1),
+    ],
+    ids=[
+        "equal",
+        "equal under a bound",
+        "within the bound",
+        "beyond the bound",
+        "no bound",
+        "no sites",
+        "no samples",
+        "nothing comparable",
+    ],
+)
+def test_status(made: Verdict, status: Status, exit_code: int) -> None:
+    assert (made.status, made.exit_code) == (status, exit_code)
+    assert str(made).startswith(f"{status}: ")
+    assert made.to_dict()["status"] == str(status)
+
+
+def test_sites_of_float_kernels_do_not_count() -> None:
+    sites = (SiteReport("a:out", "conv", "integer", 10), verdict(3, comparable=False).sites[0])
+    made = Verdict("onnxruntime", 4, sites)
+    assert (made.status, made.mismatches) == (Status.EXACT, 0)
+    assert "1 sites come from float kernels and are not counted (largest distance 3)" in str(made)
+
+
+def test_one_differing_site_is_listed() -> None:
+    text = str(verdict(0, 5))
+    assert text.startswith("failed: 1 of 20 codes differ on 2 sites over 4 samples (onnxruntime)")
+    assert "op1:out: 1 of 10 differ, by up to 5" in text
+    assert "op0:out" not in text
+
+
+# Tampered files ------------------------------------------------------------------------------
+
+
+def tamper(path: Path, name: str, change: Change) -> None:
+    """Replace the initializer ``name`` of an ONNX file by ``change`` of it."""
+    model = onnx.load(path)
+    constant = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    before = numpy_helper.to_array(constant)
+    after = np.asarray(change(before.copy()), before.dtype)
+    assert after.shape == before.shape and not np.array_equal(after, before)
+    constant.CopyFrom(numpy_helper.from_array(after, name))
+    onnx.save(model, path)
+
+
+def replaced(index: tuple[int, ...], change: Callable[[Any], Any]) -> Change:
+    def run(values: NDArray[Any]) -> NDArray[Any]:
+        values[index] = change(values[index])
+        return values
+
+    return run
+
+
+SUMS = "saturation or overflow of partial sums, or other weights or biases"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "site", "cause"),
+    [
+        (
+            "stem:weight",
+            replaced((1, 0, 1, 1), lambda code: -127 if code > 0 else 127),
+            "stem:out",
+            f"conv: {SUMS}",
+        ),
+        # The bias is then on another scale than the products: the pattern of fusion is gone.
+        (
+            "conv:weight/scale",
+            replaced((2,), lambda scale: 2 * scale),
+            "conv:out",
+            "conv: fusion: the runtime runs it in float32",
+        ),
+        ("conv:out/zero_point", lambda code: code - 5, "conv:out", f"conv: {SUMS}"),
+        ("add:out/zero_point", lambda code: code + 5, "add:out", "add: another grid or formula"),
+        ("fc:bias", replaced((3,), lambda code: code + 4000), "fc:out", f"linear: {SUMS}"),
+    ],
+    ids=["weight code", "weight scale", "zero point", "zero point of add", "bias code"],
+)
+def test_a_tampered_file_fails_at_the_tampered_operation(
+    residual: Lowered, tmp_path: Path, name: str, change: Change, site: str, cause: str
+) -> None:
+    path = residual.export(tmp_path)
+    tamper(path, name, change)
+    found = hs.verify(residual.program, path, residual.samples())
+    assert (found.status, found.exit_code) == (Status.FAILED, 1)
+    assert next(report.site for report in found.sites if report.mismatches) == site
+    assert found.cause == f"{site}: {cause}"
+    assert f"first divergence: {site}: {cause}" in str(found)
+
+
+def test_the_first_differing_code_is_named_by_sample_and_position(
+    residual: Lowered, tmp_path: Path
+) -> None:
+    path = residual.export(tmp_path)
+    tamper(path, "fc:bias", replaced((3,), lambda code: code + 4000))
+    found = hs.verify(residual.program, path, residual.samples())
+    report = next(report for report in found.sites if report.site == "fc:out")
+    assert report.first == (0, 3)
+    assert (report.compared, report.mismatches) == (6 * 5, 6)
+
+
+def test_an_untouched_file_is_exact_and_integer(residual: Lowered, tmp_path: Path) -> None:
+    found = residual.prove(tmp_path)
+    assert (found.status, found.mismatches, found.cause) == (Status.EXACT, 0, "")
+    assert found.samples == 6
+    assert (found.integer_coverage, found.integer_in_runtime) == (1.0, 1.0)
+    compared = {report.site: report.compared for report in found.sites}
+    assert compared["stem:out"] == 6 * 4 * 6 * 6
+    assert all(compared.values())
+
+
+# Float islands -------------------------------------------------------------------------------
+
+
+def test_a_float_island_is_not_counted_and_what_follows_is_exact(
+    island: Lowered, tmp_path: Path
+) -> None:
+    found = island.prove(tmp_path)
+    assert next(report.site for report in found.sites if not report.comparable) == "part.1:out"
+    assert found.floats == {"part.1": "ONNX Runtime has no integer kernel for it"}
+    behind = next(report for report in found.sites if report.site == "part.2:out")
+    assert behind.comparable and behind.compared == 6 * 4 and behind.mismatches == 0
+    assert (found.status, found.mismatches) == (Status.EXACT, 0)
+    assert found.integer_in_runtime == 1.0
+
+
+def test_what_follows_a_float_island_is_compared(island: Lowered, tmp_path: Path) -> None:
+    path = island.export(tmp_path)
+    tamper(path, "part.2:bias", replaced((2,), lambda code: code + 8000))
+    found = hs.verify(island.program, path, island.samples())
+    assert found.status is Status.FAILED
+    assert found.cause == f"part.2:out: linear: {SUMS}"
+
+
+# Decisions -----------------------------------------------------------------------------------
+
+
+def test_labels_give_accuracy_and_stages_give_agreement(residual: Lowered, tmp_path: Path) -> None:
+    samples = residual.samples()
+    engine = hs.Engine(residual.program)
+    decisions = np.concatenate([engine.run(x).outputs[0].argmax(1) for x in samples])
+    # By hand: the engine is right in the first four of six, "third" where the label is 3.
+    labels = np.where(np.arange(6) < 4, decisions, (decisions + 1) % 5)
+
+    def third(inputs: Any) -> NDArray[Any]:
+        return np.eye(5, dtype=np.float32)[np.full(len(inputs[0]), 3)]
+
+    def shifted(inputs: Any) -> NDArray[Any]:
+        return np.roll(engine.run(inputs).outputs[0], 1, axis=1)
+
+    data = [(*x, y) for x, y in zip(samples, (labels[:3], labels[3:]), strict=True)]
+    stages = {"third": third, "shifted": shifted}
+    found = hs.verify(residual.program, residual.export(tmp_path), data, stages=stages)
+    assert found.accuracy == pytest.approx(
+        {
+            "engine": 4 / 6,
+            "runtime": 4 / 6,
+            "shifted": 2 / 6,
+            "third": np.count_nonzero(labels == 3) / 6,
+        }
+    )
+    assert found.agreement == pytest.approx(
+        {
+            "runtime and engine": 1.0,
+            "shifted and engine": 0.0,
+            "third and engine": np.count_nonzero(decisions == 3) / 6,
+        }
+    )
+
+
+def test_without_labels_there_is_no_accuracy(residual: Lowered, tmp_path: Path) -> None:
+    found = residual.prove(tmp_path)
+    assert found.accuracy == {}
+    assert found.agreement == {"runtime and engine": 1.0}
