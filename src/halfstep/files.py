@@ -16,6 +16,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         ExportError: the folder is missing, not writable or full; nothing is left behind.
     """
+    path = _regular(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
@@ -39,6 +40,7 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         ExportError: the folder cannot be written; what stood there before is still there.
     """
+    path = path.resolve()
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,14 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _regular(path: Path) -> Path:
+    """Where a link leads; a device or a folder is refused, because renaming would destroy it."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise ExportError(f"{path}: is not a regular file; choose the name of a new one")
+    return path
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -17,7 +17,7 @@ from halfstep.catalog import find
 from halfstep.core.execution import Execution
 from halfstep.core.target import Target, resolve
 from halfstep.data import batches
-from halfstep.errors import ExportError, PlanError
+from halfstep.errors import DataError, ExportError, PlanError
 from halfstep.program.engine import Engine
 from halfstep.program.ir import IntProgram, Op
 from halfstep.verdict import SiteReport, Verdict
@@ -70,6 +70,7 @@ def verify(
     comparison = _Comparison(program, dict(stages or {}))
     for inputs, labels in batches(data, program.inputs, np.asarray):
         engine.check_inputs(inputs)
+        _check_finite(program, inputs, comparison.samples)
         found = runtime.run(inputs)
         # What counts is the file as it will run, without sites exposed.
         comparison.add(engine, inputs, labels, {**found, **deployed.run(inputs)})
@@ -128,6 +129,11 @@ class _Comparison:
     def _decide(self, outputs: Mapping[str, Values], labels: Values | None) -> None:
         if any(output.ndim != 2 for output in outputs.values()):
             return
+        if labels is not None and labels.shape != (len(outputs["engine"]),):
+            raise DataError(
+                f"labels of shape {labels.shape} for {len(outputs['engine'])} samples: asked for "
+                "one class index a sample"
+            )
         decisions = {name: output.argmax(axis=-1) for name, output in outputs.items()}
         for name, decision in decisions.items():
             if name != "engine":
@@ -177,6 +183,12 @@ class _Comparison:
         else:
             cause = "another grid or formula"
         return f"{first.site}: {op.kind}: {cause}"
+
+
+def _check_finite(program: IntProgram, inputs: Sequence[Values], offset: int) -> None:
+    for name, value in zip(program.inputs, inputs, strict=True):
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise DataError(f"{name}:in: NaN or infinity after sample {offset}; clean the data")
 
 
 def comparable(program: IntProgram, op: Op) -> bool:

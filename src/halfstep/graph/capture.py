@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 # Folding a batch norm and splitting attention reorder float32 arithmetic by this much, relative
 # to the largest output.
 _TOLERANCE = 1e-4
+# A batch size that no branch of a model distinguishes from any larger one.
+_LARGE_BATCH = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,8 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
     """
     if only is not None:
         model = _submodule(model, only)
+    for name, parameter in model.named_parameters():
+        _check_float32(name, parameter.dtype)
     was_training = model.training
     # Attention in one fused kernel rounds in another order than the operations that are captured.
     was_fused = torch.backends.mha.get_fastpath_enabled()
@@ -101,6 +107,7 @@ def _two_samples(
             )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"{name}:in: batch 0: it holds NaN or infinity; clean the data")
+        _check_float32(f"{name}:in", value.dtype)
         return value[[0, -1]].clone()
 
     if isinstance(example, Mapping):
@@ -119,31 +126,61 @@ def _export(
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises errors of many unrelated types
         raise CaptureError(_refusal(model, error)) from error
+    _check_batch_is_free(model, program)
     exported = program.module(check_guards=False)
     graph = fx.Graph()
     graph.output(graph.graph_copy(exported.graph, {}))  # without the export's own calling code
     return fx.GraphModule(exported, graph), program.call_spec.out_spec
 
 
+def _check_batch_is_free(model: nn.Module, program: torch.export.ExportedProgram) -> None:
+    """Refuse a graph that holds for some batch sizes only: a branch on the size was taken."""
+    for symbol, sizes in program.range_constraints.items():
+        if sizes.lower > 2 or sizes.upper < _LARGE_BATCH:
+            raise CaptureError(
+                f"{type(model).__name__}: the graph holds for batches of {sizes.lower} to "
+                f"{sizes.upper} samples only ({symbol}): the model branches on the batch size. "
+                "Make it do the same for every size."
+            )
+    flat = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    for index, value in enumerate(flat):
+        if not isinstance(getattr(value, "meta", {}).get("val"), Tensor):
+            raise CaptureError(
+                f"output {index}: asked for a tensor, found {value}; wrap the model so that it "
+                "gives tensors alone"
+            )
+
+
+def _check_float32(name: str, dtype: torch.dtype) -> None:
+    if dtype.is_floating_point and dtype != torch.float32:
+        raise CaptureError(
+            f"{name}: asked for float32, found {dtype}; use model.float() and float32 data"
+        )
+
+
 def _refusal(model: nn.Module, error: Exception) -> str:
     """Which line of the model was refused, in torch's words, and what to do about it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    library = torch.__path__[0]
-    own = [f for f in frames if not f.filename.startswith((library, __file__))]
-    user = [f for f in own if "halfstep" not in f.filename]
+    user = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
     where = (
         f"{user[-1].filename}:{user[-1].lineno}: {user[-1].line}" if user else type(model).__name__
     )
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if user == [] or "File " in str(error):
         lines = [line.strip() for line in str(error).splitlines() if 'File "' in line]
-        mine = [line for line in lines if library not in line]
+        mine = [line for line in lines if _is_users(line.split('"')[1])]
         where = mine[-1] if mine else where
     return (
         f"{type(model).__name__}: torch.export refuses the model at {where}\n  {first}\n"
         "Replace control flow that depends on data or on the batch size by torch.where or a "
         "fixed size, or capture a part: capture(model, example, only='backbone')."
     )
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a file is neither of torch, nor of Python itself, nor of this package."""
+    libraries = (torch.__path__[0], str(Path(__file__).parents[1]))
+    of_python = filename.startswith(sysconfig.get_path("stdlib")) and "-packages" not in filename
+    return not of_python and not filename.startswith(libraries)
 
 
 def _compare(

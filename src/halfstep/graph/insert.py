@@ -187,6 +187,12 @@ class _Inserter:
             self.module.add_submodule(
                 name, find("quantizer", spec.quantizer)(site, spec, n_channels)
             )
+        found = getattr(self.module, name)
+        if found.site != site:
+            raise PlanError(
+                f"{site}: its quantizer would be called {name}, as that of {found.site} is; "
+                "rename one of the two modules"
+            )
         return name
 
     def _call_after(self, node: fx.Node, name: str, args: tuple[fx.Node, ...]) -> fx.Node:

@@ -195,7 +195,7 @@ def _used(module: fx.GraphModule, units: list[Unit]) -> set[fx.Node]:
     used = {see_through(node) for node in output.all_input_nodes}
     for unit in reversed(units):
         if unit.tail in used:
-            used |= set(unit.inputs)
+            used |= {*unit.inputs, *(n for n in (unit.weight, unit.bias) if n is not None)}
             used |= {node for node in (unit.weight, unit.bias) if node is not None}
     return used
 
