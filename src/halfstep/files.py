@@ -16,14 +16,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         ExportError: the folder is missing, not writable or full; nothing is left behind.
     """
-    path = _regular(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    real = _regular(path)
+    temporary = real.with_name(f".{real.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(real)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -57,10 +57,10 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
 
 def _regular(path: Path) -> Path:
     """Where a link leads; a device or a folder is refused, because renaming would destroy it."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():
+    real = path.resolve()
+    if real.exists() and not real.is_file():
         raise ExportError(f"{path}: is not a regular file; choose the name of a new one")
-    return path
+    return real
 
 
 def _swap(new: Path, path: Path) -> None:

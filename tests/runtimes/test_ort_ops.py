@@ -22,7 +22,7 @@ import halfstep as hs
 from halfstep.errors import PlanError, ProgramError
 from halfstep.runtimes.ort import INTEGER_KERNELS, OnnxRuntimeModel
 from halfstep.verdict import SiteReport
-from tests.models import Call, CallTwo, normal
+from tests.models import Call, CallTwo, normal, seeded
 from tests.pipeline import (
     Inputs,
     Lowered,
@@ -437,8 +437,9 @@ def test_the_runtime_computes_the_program(case: Case, tmp_path: Path) -> None:
     made = made_from(case)
     verdict = made.prove(tmp_path)
     assert verdict.status is hs.Status.EXACT, str(verdict)
-    islands = [report.site for report in codes_of(made, verdict) if not report.comparable]
-    assert len(islands) == case.islands, islands
+    islands = [report for report in codes_of(made, verdict) if not report.comparable]
+    assert len(islands) == case.islands
+    assert all(island.largest <= 1 for island in islands), "more than a last bit"
     assert made.plan.floats.keys() == set(case.floats)
     assert all(made.plan.floats.values()), "a reason for each"
     kernels = Counter(OnnxRuntimeModel(tmp_path / "model.onnx").kernels().values())
@@ -484,6 +485,51 @@ def test_the_float_export_computes_the_model(case: Case, tmp_path: Path) -> None
     for where, values in found.items():
         assert values.shape == wanted.shape
         np.testing.assert_allclose(values, wanted, 0, 1e-5 * np.abs(wanted).max(), err_msg=where)
+
+
+# Operations that a plan keeps in float
+
+Function = Callable[..., Tensor]
+KEPT: list[tuple[str, str, Function, tuple[nn.Module, ...]]] = [
+    ("part.2", "Conv", lambda a, b, m, x: b(m(a(x))), (nn.Conv2d(4, 4, 3),)),
+    ("part.2", "Conv", lambda a, b, m, x: b(m(a(x)).relu()), (nn.Conv2d(4, 4, 3),)),
+    ("part.2", "ConvTranspose", lambda a, b, m, x: b(m(a(x))), (nn.ConvTranspose2d(4, 4, 3),)),
+    (
+        "part.2",
+        "Gemm",
+        lambda a, b, m, x: b(a(x) + m(x.mean((2, 3)))[..., None, None]),
+        (nn.Linear(3, 4),),
+    ),
+    ("add", "Add", lambda a, b, x: b(a(x) + a(x).tanh()), ()),
+    ("mul", "Mul", lambda a, b, x: b(a(x) * a(x).tanh()), ()),
+    ("matmul", "MatMul", lambda a, b, x: b(a(x) @ a(x)), ()),
+    ("sigmoid", "Sigmoid", lambda a, b, x: b(a(x).sigmoid()), ()),
+    ("leaky_relu", "LeakyRelu", lambda a, b, x: b(F.leaky_relu(a(x), 0.1)), ()),
+    ("softmax", "Softmax", lambda a, b, x: b(a(x).softmax(-1)), ()),
+    ("avg_pool", "AveragePool", lambda a, b, x: b(F.avg_pool2d(a(x), 2)), ()),
+    ("concat", "Concat", lambda a, b, x: b(torch.cat([a(x)[:, 2:], a(x)[:, :2].tanh()], 1)), ()),
+]
+
+
+@pytest.mark.parametrize(("unit", "kernel", "function", "middle"), KEPT)
+def test_what_is_kept_in_float_is_float_in_the_runtime(
+    unit: str, kernel: str, function: Function, middle: tuple[nn.Module, ...], tmp_path: Path
+) -> None:
+    """Left alone, the runtime makes it integer, and quantizes even its weights."""
+    module = seeded(Call(function, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), *middle))
+    with torch.no_grad():  # which 8 bits a tensor would not survive
+        for part in middle:
+            part.weight[:2] *= 1e-3
+    made = lowered(
+        module, normal_inputs(IMAGE), edit=lambda plan: plan.keep_float(unit), redraw=False
+    )
+    verdict = made.prove(tmp_path)
+    assert verdict.status is hs.Status.EXACT, str(verdict)
+    (island,) = [report for report in codes_of(made, verdict) if report.site == f"{unit}:out"]
+    assert not island.comparable
+    assert island.largest <= 1
+    assert kernel in OnnxRuntimeModel(tmp_path / "model.onnx").kernels().values()
+    assert verdict.integer_in_runtime == verdict.integer_coverage
 
 
 # Types

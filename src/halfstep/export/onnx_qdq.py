@@ -20,19 +20,11 @@ from halfstep.core.execution import BATCH, Execution
 from halfstep.core.grid import Affine
 from halfstep.errors import ExportError
 from halfstep.export import onnx_ops
+from halfstep.export.onnx_fusion import fused_anyway
 from halfstep.files import write_atomically
 from halfstep.program.ir import IntProgram, Op, Tensor
 
 OPSET = 21
-# Float operations that the runtime makes integer wherever it can.
-_FUSED = frozenset(
-    {
-        *("conv", "conv_transpose", "linear", "matmul", "add", "mul"),
-        *("avg_pool", "global_avg_pool", "softmax", "sigmoid", "leaky_relu", "concat"),
-    }
-)
-# Operations that the runtime moves a dequantize through.
-_MOVES = frozenset({"reshape", "transpose", "slice", "pad", "max_pool", "expand"})
 
 
 def export(program: IntProgram, path: str | Path) -> None:
@@ -72,7 +64,7 @@ class Writer:
         nodes: in order of execution.
         values: by name.
         initializers: constants by name.
-        were_codes: real tensors of the program that a dequantize makes, or can be moved behind.
+        fused_anyway: float operations to protect from fusion, by their outputs.
     """
 
     def __init__(self, program: IntProgram) -> None:
@@ -80,11 +72,7 @@ class Writer:
         self.nodes: list[ir.Node] = []
         self.values: dict[str, ir.Value] = {}
         self.initializers: dict[str, ir.Value] = {}
-        self.were_codes: set[str] = set()
-        for op in program.ops:
-            moved = op.kind in _MOVES and op.inputs[0] in self.were_codes
-            if op.kind == "dequantize" or moved:
-                self.were_codes.add(op.output)
+        self.fused_anyway = fused_anyway(program)
         for name in program.inputs:
             self._value(name, program.tensor(name).dtype, program.tensor(name).shape)
 
@@ -106,14 +94,10 @@ class Writer:
             self.quantize(op, real, op.output)
 
     def _unfused_inputs(self, op: Op) -> list[str]:
-        """Inputs of an operation that stays float, or moves codes.
-
-        Between a dequantize and a quantize the runtime would replace a float operation by its
-        integer kernel, and quantize float weights for it. A maximum of one value is that value,
-        and no optimizer looks through it.
-        """
+        """Inputs of an operation that stays float, or moves codes, so that it stays so."""
         names = [self.name_of(name) for name in op.inputs]
-        if op.kind in _FUSED and op.inputs[0] in self.were_codes:
+        if op.output in self.fused_anyway:
+            # A maximum of one value is that value, and no optimizer looks through it.
             names[0] = self.node("Max", names[:1], f"{op.output}/in_float")
         return names
 
