@@ -581,6 +581,18 @@ def test_every_type_of_weights_and_activations(choices: dict[str, Any], tmp_path
     assert_backends_agree(made.program, arrays(made.inputs(3, 60)))
 
 
+@pytest.mark.parametrize("activations", ["uint8", "int8", "uint4"])
+def test_scales_that_are_powers_of_two_make_ties(activations: str, tmp_path: Path) -> None:
+    def pow2(plan: hs.Plan) -> hs.Plan:
+        return plan.edit("*", pow2=True)
+
+    made = lowered(network(), normal_inputs(IMAGE), edit=pow2, activations=activations)
+    for site in made.program.sites:
+        assert np.frexp(made.program.grid(site).scale)[0] == 0.5
+    verdict = made.prove(tmp_path)
+    assert verdict.status is hs.Status.EXACT, str(verdict)
+
+
 def test_weights_of_few_bits_have_few_codes() -> None:
     made = lowered(network(), normal_inputs(IMAGE), weights="int3", activations="uint4")
     weights = [name for name in made.program.tensors if name.endswith(":weight")]
