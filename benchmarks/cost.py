@@ -10,8 +10,9 @@ import torch
 
 import halfstep as hs
 from benchmarks import images, networks
-from benchmarks.measure import interleaved_minimum, resident_growth
+from benchmarks.measure import resident_growth
 from benchmarks.peers import environments
+from halfstep.report.latency import interleaved_minimum
 from halfstep.runtimes.ort import OnnxRuntimeModel
 
 NETWORK = "efficientnet_lite0"

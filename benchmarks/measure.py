@@ -1,33 +1,13 @@
-"""Time and memory, measured so that a busy machine disturbs both sides of a comparison alike."""
+"""Memory that work takes; the environments of the peers, without halfstep, use it too."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
 
 MEGABYTE = 2**20
-
-
-def interleaved_minimum(
-    functions: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, float]:
-    """Seconds of the fastest of ``rounds`` calls of each function, after one call unmeasured.
-
-    The functions take turns, and every other round in reverse order, so that a slow minute or a
-    warm cache favours none; the minimum is what the code costs when nothing else interferes.
-    """
-    for function in functions.values():
-        function()
-    fastest = dict.fromkeys(functions, float("inf"))
-    for turn in range(rounds):
-        for name in list(functions)[:: -1 if turn % 2 else 1]:
-            begin = time.perf_counter()
-            functions[name]()
-            fastest[name] = min(fastest[name], time.perf_counter() - begin)
-    return fastest
 
 
 @dataclass
