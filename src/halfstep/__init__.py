@@ -11,6 +11,7 @@ The short way::
 By hand: ``capture``, ``make_plan``, ``prepare``, ``calibrate``, ``lower``, ``export``, ``verify``.
 """
 
+from halfstep import ptq
 from halfstep.core.grid import Affine
 from halfstep.core.qtype import QType
 from halfstep.core.spec import QuantSpec
@@ -54,6 +55,7 @@ __all__ = [
     "lower",
     "make_plan",
     "prepare",
+    "ptq",
     "quantize",
     "simulate",
     "verify",
