@@ -482,3 +482,58 @@ def test_mse_of_a_symmetric_range_cuts_both_sides_alike(axis):
     low, high = range_of(Mse(QType(3), axis=axis, symmetric=True), values)
     assert high < 10
     assert low == max(-high, values.min().item())
+
+
+# What one calibrator saw, read by another
+
+
+HISTOGRAMS = [Percentile, Entropy, Mse]
+
+
+def watched(kind: type[Calibrator], **spec: Any) -> Calibrator:
+    calibrator = kind(INT8, **spec)
+    for seed in (0, 1):
+        calibrator.update(with_outlier(normal(4000, seed=seed), 9.0))
+    return calibrator
+
+
+@pytest.mark.parametrize("watcher", HISTOGRAMS)
+@pytest.mark.parametrize("reader", [MinMax, *HISTOGRAMS])
+@pytest.mark.parametrize(("qtype", "symmetric"), [(INT4, False), (INT8_NARROW, True)])
+def test_adopting_is_as_good_as_watching(watcher, reader, qtype, symmetric):
+    seen = watched(watcher)
+    read = reader(qtype, symmetric=symmetric).adopt(seen)
+    own = reader(qtype, symmetric=symmetric)
+    for seed in (0, 1):
+        own.update(with_outlier(normal(4000, seed=seed), 9.0))
+    assert read.range() == own.range()
+    read.update(torch.tensor([100.0]))  # what follows is its own
+    assert float(seen.high) == 9.0
+    assert seen.range() == watched(watcher).range()
+
+
+def test_adopting_keeps_the_options_of_the_reader():
+    seen = watched(Percentile)
+    narrow, wide = (Percentile(INT8, percentile=p).adopt(seen) for p in (90.0, 100.0))
+    assert narrow.range()[1] < wide.range()[1] == 9.0
+
+
+def test_a_moving_average_is_adopted_with_its_momentum_only():
+    seen = watched(Ema, momentum=0.5)
+    assert Ema(INT4, momentum=0.5).adopt(seen).range() == seen.range()
+    with pytest.raises(CalibrationError, match="asked for a new calibrator"):
+        Ema(INT4).adopt(seen)
+
+
+@pytest.mark.parametrize(
+    ("reader", "watcher"),
+    [
+        (Mse(INT8), watched(MinMax)),
+        (watched(MinMax), watched(MinMax)),
+        (MinMax(INT8, axis=0), watched(MinMax)),
+        (Percentile(INT8, axis=0), Percentile(INT8, axis=0)),
+    ],
+)
+def test_what_cannot_be_adopted_is_refused(reader, watcher):
+    with pytest.raises(CalibrationError, match=r"cannot take over what .* saw: asked for a new"):
+        reader.adopt(watcher)

@@ -9,6 +9,7 @@ The range is what the grid has to cover; ``Affine.from_range`` widens it to hold
 exceeds the smallest and largest values that were seen.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -48,6 +49,9 @@ class Calibrator(ABC):
 
     channels_at_once: ClassVar[bool] = False
     """Whether channels are looked at directly: one update (a weight), and nothing to merge."""
+
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """The attributes, beside ``low`` and ``high``, that hold what was seen, per tensor."""
 
     def __init__(
         self,
@@ -101,6 +105,30 @@ class Calibrator(ABC):
         self._check_channels(other.low)
         self._merge(other)
         self._widen(other.low, other.high, other.updates)
+
+    def adopt(self, other: "Calibrator") -> Self:
+        """Take over what ``other``, of any method, type and options, saw; it stays as it was.
+
+        So one calibrator that watched can answer for several: for another number of bits, or for
+        a method that remembers no more than it does.
+
+        Raises:
+            CalibrationError: this one has seen values itself, or needs to know what ``other`` does
+                not remember.
+        """
+        enough = set(self.remembers) <= set(other.remembers) and self.axis == other.axis
+        if self.axis is not None:
+            enough = enough and not self.remembers
+        if self.depends_on_batches:
+            enough = enough and self.options == other.options
+        if self.updates or not enough:
+            raise CalibrationError(
+                f"{self} cannot take over what {other} saw: asked for a new calibrator, and for "
+                f"one that remembers {', '.join(self.remembers) or 'extremes along the same axis'}"
+            )
+        for name in ("low", "high", "updates", *self.remembers):
+            setattr(self, name, copy.deepcopy(getattr(other, name)))
+        return self
 
     def range(self) -> tuple[Range, Range]:
         """The smallest and largest values to represent: float64, shape () or (channels,).

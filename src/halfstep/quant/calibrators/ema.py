@@ -33,6 +33,7 @@ class Ema(Calibrator):
 
     defaults: ClassVar[Mapping[str, float]] = {"momentum": 0.9}
     depends_on_batches = True
+    remembers = ("average_low", "average_high")
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class Entropy(Calibrator):
     """Clips where the Kullback-Leibler divergence is smallest."""
 
     per_channel = False
+    remembers = ("histogram",)
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class Mse(Calibrator):
     """Weighs clipping against rounding; the best range for low bit widths."""
 
     channels_at_once = True
+    remembers = ("histogram",)
 
     def __init__(
         self,

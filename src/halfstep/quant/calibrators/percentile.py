@@ -30,6 +30,7 @@ class Percentile(Calibrator):
 
     defaults: ClassVar[Mapping[str, float]] = {"percentile": 99.99}
     channels_at_once = True
+    remembers = ("histogram",)
 
     def __init__(
         self,
