@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import halfstep as hs
 from halfstep.errors import CaptureError
+from halfstep.graph.canonical import canonicalize
 from tests.models import Call, normal, seeded
 
 aten = torch.ops.aten
@@ -219,10 +220,67 @@ def test_multi_head_attention_is_split(need_weights):
     assert_rewritten(model, (5, 8), (*ATTENTION, aten.view.default), (aten.softmax.int,))
 
 
-def test_causal_attention_is_refused():
-    model = Call(lambda x: functional.scaled_dot_product_attention(x, x, x, is_causal=True))
-    with pytest.raises(CaptureError, match=r"pass an explicit attn_mask and equal head counts$"):
-        hs.capture(model, normal(2, 2, 5, 4))
+class Attention(nn.Module):
+    """Attention of queries, keys and values as they come."""
+
+    def __init__(self, **choices: Any) -> None:
+        super().__init__()
+        self.choices = choices
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(query, key, value, **self.choices)
+
+
+@pytest.mark.parametrize("length", [3, 5, 8], ids=["fewer queries", "square", "more queries"])
+def test_a_causal_mask_counts_from_the_first_key(length):
+    model = Attention(is_causal=True)
+    inputs = [normal(3, 2, size, 4, seed=seed) for seed, size in enumerate((length, 5, 5))]
+    graph = hs.capture(model, inputs)
+    torch.testing.assert_close(graph.module(*inputs)[0], model(*inputs), rtol=1e-5, atol=1e-6)
+    assert not set(ATTENTION) & set(targets_of(graph.module))
+    (mask,) = (value for value in graph.module.buffers() if value.ndim == 2)
+    visible = [[key <= query for key in range(5)] for query in range(length)]
+    assert torch.equal(mask == 0, torch.tensor(visible))
+
+
+def test_layers_of_one_length_share_a_causal_mask():
+    def twice(x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = functional.scaled_dot_product_attention(x, x, 2.0 * x, is_causal=True)
+        return x
+
+    graph = hs.capture(Call(twice), normal(2, 2, 5, 4))
+    assert [value.shape for value in graph.module.buffers() if value.ndim == 2] == [(5, 5)]
+
+
+def test_causal_attention_over_the_batch_is_refused():
+    def over_samples(x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        return functional.scaled_dot_product_attention(x, x, x, is_causal=True).transpose(0, 1)
+
+    with pytest.raises(
+        CaptureError, match=r"needs sequences of a fixed length, and this one grows"
+    ):
+        hs.capture(Call(over_samples), normal(2, 5, 4))
+
+
+@pytest.mark.parametrize(("keys", "values"), [(2, 2), (1, 1), (3, 2), (6, 1), (6, 6)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_grouped_heads_are_repeated_as_copies(keys, values, causal):
+    model = Attention(enable_gqa=True, is_causal=causal)
+    inputs = [normal(3, heads, 5, 4, seed=heads) for heads in (6, keys, values)]
+    graph = hs.capture(model, inputs)
+    torch.testing.assert_close(graph.module(*inputs)[0], model(*inputs), rtol=1e-5, atol=1e-6)
+    executions = hs.make_plan(graph).executions
+    repeated = [how for name, how in executions.items() if name.startswith("expand")]
+    assert repeated == ["copy"] * ((keys != 6) + (values != 6))
+
+
+def test_attention_that_drops_in_eval_mode_is_refused():
+    inputs = tuple(normal(2, 2, 5, 4) for _ in range(3))
+    graph = torch.export.export(Attention(dropout_p=0.5), inputs).module()
+    with pytest.raises(CaptureError, match=r"dropout 0.5 in eval mode is random; pass dropout_p"):
+        canonicalize(graph)
 
 
 def test_alpha_is_refused():

@@ -116,13 +116,22 @@ def tokens(n: int, seed: int) -> tuple[Tensor, ...]:
     return tuple(normal(n, 2, 6, 4, seed=100 * seed + i) for i in range(3))
 
 
+def grouped(n: int, seed: int) -> tuple[Tensor, ...]:
+    """Queries of 6 heads; keys and values of 2, of more tokens."""
+    shapes = ((n, 6, 5, 4), (n, 2, 7, 4), (n, 2, 7, 3))
+    return tuple(normal(*shape, seed=100 * seed + i) for i, shape in enumerate(shapes))
+
+
 class Attention(nn.Module):
-    def __init__(self, mask: Tensor | None = None) -> None:
+    def __init__(self, mask: Tensor | None = None, **choices: bool) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
+        self.choices = choices
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.mask, **self.choices
+        )
 
 
 CAUSAL = torch.ones(6, 6, dtype=torch.bool).tril()
@@ -407,6 +416,28 @@ SEQUENCES = [
         "attention, float mask",
         Attention(torch.zeros(6, 6).masked_fill(~CAUSAL, -1e9)),
         tokens,
+        ("QLinearMatMul", "Add", "Softmax", "QLinearMatMul"),
+        ("add", "softmax"),
+        1,
+    ),
+    Case(
+        "attention, causal",
+        Attention(is_causal=True),
+        tokens,
+        ("QLinearMatMul", "Add", "Softmax", "QLinearMatMul"),
+        ("add", "softmax"),
+        1,
+    ),
+    Case(
+        "attention, grouped heads",
+        Attention(enable_gqa=True),
+        grouped,
+        ("QLinearMatMul", "QLinearSoftmax", "QLinearMatMul"),
+    ),
+    Case(
+        "attention, grouped heads, causal",
+        Attention(enable_gqa=True, is_causal=True),
+        grouped,
         ("QLinearMatMul", "Add", "Softmax", "QLinearMatMul"),
         ("add", "softmax"),
         1,

@@ -9,11 +9,14 @@ import operator
 import torch
 from torch import fx
 
+from halfstep.core.execution import BATCH
 from halfstep.errors import CaptureError
 from halfstep.graph.readers import arguments, pairs, pool, shape_of
-from halfstep.graph.rewriting import constant, insert_call, replace
+from halfstep.graph.rewriting import buffer, constant, insert_call, replace
 
 aten = torch.ops.aten
+# What softmax takes for minus infinity, and float32 adds without NaN.
+_BLOCKED = -1e9
 
 
 def split_attention(node: fx.Node) -> None:
@@ -22,18 +25,22 @@ def split_attention(node: fx.Node) -> None:
         return
     a = arguments(node)
     query, key, value, mask = a["query"], a["key"], a["value"], a["attn_mask"]
-    if a["is_causal"] or a["enable_gqa"] or a["dropout_p"]:
+    if a["dropout_p"]:
         raise CaptureError(
-            f"{node.name}: attention that is causal, grouped or has dropout in eval mode is not "
-            "split into quantizable parts; pass an explicit attn_mask and equal head counts"
+            f"{node.name}: attention with dropout {a['dropout_p']} in eval mode is random; pass "
+            "dropout_p=0.0 unless self.training"
         )
+    if a["is_causal"]:
+        mask = _causal(node, query, key)
+    elif mask is not None and mask.meta["val"].dtype == torch.bool:
+        mask = _additive(node, mask)
+    if a["enable_gqa"]:
+        key, value = (_repeated(node, part, shape_of(query)[-3]) for part in (key, value))
     scale = a["scale"] if a["scale"] is not None else 1 / math.sqrt(shape_of(query)[-1])
     swapped = insert_call(node, aten.transpose.int, (key, -2, -1))
     scores = insert_call(node, aten.matmul.default, (query, swapped))
     scores = insert_call(node, aten.mul.Tensor, (scores, scale))
     if mask is not None:
-        if mask.meta["val"].dtype == torch.bool:
-            mask = _additive(node, mask)
         scores = insert_call(node, aten.add.Tensor, (scores, mask))
         scores.meta["mask"] = True
     weights = insert_call(node, aten.softmax.int, (scores, -1))
@@ -42,14 +49,43 @@ def split_attention(node: fx.Node) -> None:
     replace(node, insert_call(node, aten.matmul.default, (weights, value)))
 
 
+def _causal(node: fx.Node, query: fx.Node, key: fx.Node) -> fx.Node:
+    """A query sees the keys up to its own position, both counted from the first, as in torch."""
+    sizes = (shape_of(query)[-2], shape_of(key)[-2])
+    if BATCH in sizes:
+        raise CaptureError(
+            f"{node.name}: causal attention needs sequences of a fixed length, and this one grows "
+            "with the batch"
+        )
+    earlier = (n for n in node.graph.nodes if n.meta.get("causal") == sizes)
+    made: fx.Node | None = next(earlier, None)
+    if made is not None:  # for another layer
+        return made
+    blocked = torch.ones(sizes, dtype=torch.bool).tril().logical_not()
+    mask = buffer(node, "causal", blocked * _BLOCKED)
+    mask.meta["causal"] = sizes
+    return mask
+
+
+def _repeated(node: fx.Node, x: fx.Node, n_heads: int) -> fx.Node:
+    """Each head of a key or a value once for every query head of its group: copies, no product."""
+    repeats = n_heads // shape_of(x)[-3]
+    if repeats == 1:
+        return x
+    x = insert_call(node, aten.unsqueeze.default, (x, -3))
+    sizes = [repeats if axis == -3 else -1 for axis in range(-len(shape_of(x)), 0)]
+    x = insert_call(node, aten.expand.default, (x, sizes))
+    return insert_call(node, aten.flatten.using_ints, (x, -4, -3))
+
+
 def _additive(node: fx.Node, mask: fx.Node) -> fx.Node:
-    """0 where a boolean mask is true; a number that softmax takes for minus infinity elsewhere."""
+    """0 where a boolean mask is true, ``_BLOCKED`` elsewhere."""
     if "additive" in mask.meta:  # made for an earlier layer
         made: fx.Node = mask.meta["additive"]
         return made
     blocked = insert_call(node, aten.logical_not.default, (mask,))
     number = insert_call(node, aten.to.dtype, (blocked, torch.float32))
-    added = insert_call(node, aten.mul.Tensor, (number, -1e9))
+    added = insert_call(node, aten.mul.Tensor, (number, _BLOCKED))
     for part in (blocked, number, added):
         part.meta["mask"] = True
     mask.meta["additive"] = added

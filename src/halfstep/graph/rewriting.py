@@ -1,10 +1,11 @@
 """What every rewrite of a captured graph is made of."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 
 def insert_call(
@@ -35,13 +36,19 @@ def replace(node: fx.Node, by: fx.Node) -> None:
 
 def constant(before: fx.Node, value: float, like: Any) -> fx.Node:
     """A constant of one element, of the dtype of ``like``, as a buffer of the graph."""
+    dtype = like.meta["val"].dtype if isinstance(like, fx.Node) else torch.float32
+    return buffer(before, "constant", torch.tensor([value], dtype=dtype))
+
+
+def buffer(before: fx.Node, stem: str, value: Tensor) -> fx.Node:
+    """A constant as a buffer of the graph, called ``stem`` and a number."""
     graph, module = before.graph, before.graph.owning_module
     assert module is not None, "a node of a GraphModule"
-    name = f"constant_{len(list(module.buffers()))}"
-    dtype = like.meta["val"].dtype if isinstance(like, fx.Node) else torch.float32
-    module.register_buffer(name, torch.tensor([value], dtype=dtype))
+    names = (f"{stem}_{count}" for count in itertools.count())
+    name = next(name for name in names if not hasattr(module, name))
+    module.register_buffer(name, value)
     with graph.inserting_before(before):
         node = graph.get_attr(name)
     mode = before.meta["val"].fake_mode
-    node.meta = {"val": mode.from_tensor(getattr(module, name), static_shapes=True)}
+    node.meta = {"val": mode.from_tensor(value, static_shapes=True)}
     return node
