@@ -1,0 +1,1 @@
+"""Codes of weights chosen together, by the error of what the layer computes from them."""
