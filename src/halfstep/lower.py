@@ -72,7 +72,12 @@ class _Lowering:
         for unit in self.model.units.units:
             self._unit(unit)
         return IntProgram(
-            self.target.name, tuple(inputs), self._outputs(), self.tensors, tuple(self.ops)
+            self.target.name,
+            tuple(inputs),
+            self._outputs(),
+            self.tensors,
+            tuple(self.ops),
+            self.target.accumulator_bits,
         )
 
     def _outputs(self) -> tuple[str, ...]:
@@ -194,7 +199,8 @@ class _Lowering:
             return [site]
         name = f"{unit.name}:bias"
         bias = self._value(unit.bias)
-        on = bias_grid(self._grid(unit.inputs[0]), grid, bias.size)
+        qtype = self.model.bias_type(unit)
+        on = bias_grid(self._grid(unit.inputs[0]), grid, bias.size, qtype)
         codes = bias_codes(bias, on)
         self.tensors[name] = Tensor(name, shape_of(unit.bias), on, data=codes)
         return [site, name]

@@ -91,6 +91,8 @@ def encodings(program: IntProgram) -> dict[str, Any]:
                 "zero_point": grid.zero_point.tolist(),
                 "axis": grid.axis,
             }
+            if grid.group_size is not None:
+                sites[name]["group_size"] = grid.group_size
     return {"schema": 1, "target": program.target, "sites": sites}
 
 

@@ -11,9 +11,12 @@ from halfstep.errors import PlanError
 from tests.broken import core as broken
 
 
+WIDE = (32, 33, 48, 53)
+
+
 def every_type(make: type[QType] = QType) -> list[QType]:
-    types = [make(bits, signed) for bits in (*range(1, 17), 32) for signed in (True, False)]
-    return types + [make(bits, True, True) for bits in (*range(2, 17), 32)]
+    types = [make(bits, signed) for bits in (*range(1, 17), *WIDE) for signed in (True, False)]
+    return types + [make(bits, True, True) for bits in (*range(2, 17), *WIDE)]
 
 
 def assert_range_holds_two_to_the_bits(make: type[QType]) -> None:
@@ -101,10 +104,13 @@ def test_types_are_values() -> None:
         INT8.bits = 4  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("bits", [-1, 0, 17, 24, 31, 33, 64])
+@pytest.mark.parametrize("bits", [-1, 0, 17, 24, 31, 54, 64])
 @pytest.mark.parametrize("signed", [True, False])
 def test_an_impossible_width_is_refused(bits: int, signed: bool) -> None:
-    message = rf"^bits={bits}: a type has 1 to 16 bits, or 32 for biases$"
+    message = (
+        rf"^bits={bits}: a type has 1 to 16 bits, or 32 to 53 for a bias that is as wide as its "
+        r"accumulator$"
+    )
     with pytest.raises(PlanError, match=message):
         QType(bits, signed)
 

@@ -22,9 +22,11 @@ numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53
 @st.composite
 def specs(draw: st.DrawFn, make: type[QuantSpec] = QuantSpec) -> QuantSpec:
     bits, signed = draw(st.integers(2, 16)), draw(st.booleans())
+    axis = draw(st.none() | st.integers(-4, 4))
     return make(
         QType(bits, signed, signed and draw(st.booleans())),
-        axis=draw(st.none() | st.integers(-4, 4)),
+        axis=axis,
+        group_size=None if axis is None else draw(st.none() | st.integers(1, 2**40)),
         symmetric=signed and draw(st.booleans()),
         pow2=draw(st.booleans()),
         calibrator=draw(st.sampled_from(["minmax", "mse"]) | names),
@@ -71,11 +73,12 @@ def test_defaults_are_left_out() -> None:
 
 
 def test_everything_else_is_written() -> None:
-    spec = QuantSpec(INT8, 0, True, True, "percentile", "lsq", {"percentile": 99.9})
+    spec = QuantSpec(INT8, 0, True, True, "percentile", "lsq", {"percentile": 99.9}, 32)
     assert spec.to_dict() == {
         "qtype": "int8",
         "calibrator": "percentile",
         "axis": 0,
+        "group_size": 32,
         "symmetric": True,
         "pow2": True,
         "quantizer": "lsq",
@@ -108,10 +111,17 @@ def test_a_symmetric_unsigned_spec_is_refused(make: Any) -> None:
         make(qtype=QType(4, signed=False), symmetric=True)
 
 
+@pytest.mark.parametrize(("axis", "size"), [(None, 32), (0, 0), (0, -1)])
+def test_groups_are_parts_of_a_channel(axis: int | None, size: int) -> None:
+    message = rf"^group_size={size} with axis={axis}: a group is one or more of the values that"
+    with pytest.raises(PlanError, match=message):
+        QuantSpec(INT8, axis=axis, group_size=size)
+
+
 def test_an_unknown_field_is_refused() -> None:
     message = (
         "^a spec has no field bits, scale; it has qtype, axis, symmetric, pow2, calibrator, "
-        "quantizer, options$"
+        "quantizer, options, group_size$"
     )
     with pytest.raises(PlanError, match=message):
         QuantSpec(INT8).with_(scale=1, bits=4)
@@ -130,6 +140,7 @@ def test_a_wrong_type_name_is_refused() -> None:
         (QuantSpec(UINT8), "uint8 per-tensor minmax"),
         (QuantSpec(INT8, axis=1, symmetric=True), "int8 per-channel (axis 1) minmax symmetric"),
         (QuantSpec(INT8, pow2=True, calibrator="mse"), "int8 per-tensor mse pow2"),
+        (QuantSpec(INT8, axis=0, group_size=32), "int8 in groups of 32 (axis 0) minmax"),
     ],
 )
 def test_text(spec: QuantSpec, text: str) -> None:

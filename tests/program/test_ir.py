@@ -78,7 +78,7 @@ def test_integer_coverage_counts_multiplications() -> None:
 
 def test_a_program_prints_every_tensor_and_operation() -> None:
     assert str(a_program()).splitlines() == [
-        "program for reference(x)",
+        "program for reference(x) with 32-bit accumulators",
         "%w [2x3] int8_narrow 2 scales in [0.01, 0.02] on axis 0",
         "%b [2] int32 2 scales in [0.001, 0.002] on axis 0",
         "%t [256] uint8",
@@ -106,4 +106,6 @@ def test_a_program_prints_every_tensor_and_operation() -> None:
 
 
 def test_an_empty_program_prints() -> None:
-    assert str(IntProgram("reference", (), (), {}, ())) == "program for reference()\nreturn "
+    assert str(IntProgram("reference", (), (), {}, ())) == (
+        "program for reference() with 32-bit accumulators\nreturn "
+    )

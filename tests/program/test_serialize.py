@@ -60,11 +60,24 @@ def program() -> IntProgram:
     return IntProgram("onnxruntime", ("x",), ("z",), {t.name: t for t in tensors}, ops)
 
 
-def test_a_loaded_program_is_the_saved_one(tmp_path: Path) -> None:
-    saved = program()
+def grouped(group_size: int) -> Affine:
+    """Two scales for each of the two channels of "w", the first of them that of the channel."""
+    scale = np.array([[0.01, 0.005], [0.02, 0.004]], np.float32)[:, : -(-3 // group_size)]
+    return Affine(INT8_NARROW, scale, np.zeros(scale.shape), 0, group_size)
+
+
+def in_groups() -> IntProgram:
+    """``program`` with scales of groups and wide accumulators."""
+    return replace(with_tensor("w", grid=grouped(2)), accumulator_bits=48)
+
+
+@pytest.mark.parametrize("make", [lambda: program(), lambda: in_groups()])
+def test_a_loaded_program_is_the_saved_one(make: Any, tmp_path: Path) -> None:
+    saved = make()
     save_program(saved, tmp_path)
     loaded = load_program(tmp_path)
     assert str(loaded) == str(saved)
+    assert loaded.accumulator_bits == saved.accumulator_bits
     assert [vars(op) for op in loaded.ops] == [vars(op) for op in saved.ops]
     assert list(loaded.tensors) == list(saved.tensors)
     for name, tensor in saved.tensors.items():
@@ -113,6 +126,9 @@ def with_op(index: int, **changes: Any) -> IntProgram:
         with_op(1, clamp=(0, 201)),
         with_op(2, attrs={**ODD_ATTRS, "value": math.inf}),
         replace(program(), target="reference"),
+        replace(program(), accumulator_bits=48),
+        with_tensor("w", grid=grouped(2)),
+        with_tensor("w", grid=grouped(3)),
     ],
 )
 def test_another_program_is_not_the_same(other: IntProgram) -> None:
@@ -146,6 +162,21 @@ def truncate(name: str) -> Callable[[Path], None]:
     return damage
 
 
+def test_a_program_of_the_first_schema_is_still_read(tmp_path: Path) -> None:
+    def older(data: dict[str, Any]) -> None:
+        data["schema"] = 1
+        del data["accumulator_bits"]
+        for tensor in data["tensors"]:
+            if tensor["grid"] is not None:
+                del tensor["grid"]["group_size"]
+
+    save_program(program(), tmp_path)
+    edit_description(older)(tmp_path)
+    loaded = load_program(tmp_path)
+    assert loaded.accumulator_bits == 32
+    assert same_program(loaded, program())
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "text"),
     [
@@ -153,7 +184,17 @@ def truncate(name: str) -> Callable[[Path], None]:
         (lambda folder: (folder / ARRAYS).unlink(), DataError, "no saved program"),
         (truncate(DESCRIPTION), DataError, "a damaged program"),
         (truncate(ARRAYS), DataError, "a damaged program"),
-        (edit_description(lambda d: d.update(schema=2)), DataError, "asked for schema 1, found 2"),
+        (
+            edit_description(lambda d: d.update(schema=3)),
+            DataError,
+            "asked for schema 2 or older, found 3",
+        ),
+        (edit_description(lambda d: d.pop("accumulator_bits")), DataError, "'accumulator_bits'"),
+        (
+            edit_description(lambda d: d.update(accumulator_bits=64)),
+            ProgramError,
+            "^program accumulators of 64 bits: asked for 32 to 53",
+        ),
         (edit_description(lambda d: d["ops"][1].pop("clamp")), DataError, "KeyError: 'clamp'"),
         (edit_description(lambda d: d["ops"][1].update(execution="x")), DataError, "'x' is not"),
         (edit_description(lambda d: d["ops"].pop(1)), ProgramError, "before they exist"),

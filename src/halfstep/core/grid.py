@@ -5,6 +5,7 @@ One equation everywhere, with integer zero points, so that real zero is always o
     real = scale * (code - zero_point)
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +24,31 @@ SMALLEST_SCALE = np.float32(2.0**-60)
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A uniform grid, per tensor or per index of one axis.
+    """A uniform grid: per tensor, per index of one axis, or per group within each index.
 
     Attributes:
         qtype: the codes.
-        scale: float32, shape () or (channels,); positive and finite.
+        scale: float32, shape (), (channels,) or (channels, groups); positive and finite.
         zero_point: int32, the shape of ``scale``; the code of real zero.
-        axis: the axis that the scales run along; ``None`` for shape ().
+        axis: the axis that the channels run along; ``None`` for shape ().
+        group_size: how many consecutive values of a channel, in the order of the memory, have one
+            scale; the last group holds what is left. ``None`` is one scale a channel.
     """
 
     qtype: QType
     scale: FloatArray
     zero_point: NDArray[np.int32]
     axis: int | None = None
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         scale = np.array(self.scale, dtype=np.float32)
         zero_point = np.broadcast_to(np.array(self.zero_point, dtype=np.int32), scale.shape).copy()
-        if scale.ndim != (0 if self.axis is None else 1):
-            raise CalibrationError(f"axis {self.axis} with scales of shape {scale.shape}")
+        if scale.ndim != (self.axis is not None) + (self.group_size is not None):
+            found = f"axis {self.axis} with scales of shape {scale.shape}"
+            if self.group_size is not None:
+                found += f" and groups of {self.group_size}"
+            raise CalibrationError(found)
         if not np.all(np.isfinite(scale) & (scale > 0)):
             raise CalibrationError(f"scales must be positive and finite, found {scale.min()}")
         if np.any((zero_point < self.qtype.qmin) | (zero_point > self.qtype.qmax)):
@@ -58,6 +65,7 @@ class Affine:
         qtype: QType,
         *,
         axis: int | None = None,
+        group_size: int | None = None,
         symmetric: bool = False,
         pow2: bool = False,
     ) -> "Affine":
@@ -67,10 +75,11 @@ class Affine:
         so one end of an asymmetric range moves by up to half a step.
 
         Args:
-            low: smallest real values, shape () or (channels,).
+            low: smallest real values, shape (), (channels,) or (channels, groups).
             high: largest real values, the same shape.
             qtype: the codes.
-            axis: the axis that the ranges run along.
+            axis: the axis that the channels run along.
+            group_size: the size of a group, for ranges of groups.
             symmetric: zero point 0, and the smallest scale that covers both ends.
             pow2: round the scale up to a power of two.
         """
@@ -84,14 +93,12 @@ class Affine:
             scale = (high - low) / (qtype.qmax - qtype.qmin)
         scale = np.where(scale > 0, np.maximum(scale, SMALLEST_SCALE), 1.0).astype(np.float32)
         if pow2:
-            # Not ceil(log2): a float32 logarithm cannot tell 8 from the next number above it.
-            mantissa, exponent = np.frexp(scale)
-            scale = np.ldexp(np.float32(1), exponent - (mantissa == 0.5))
+            scale = power_of_two_above(scale)
         if symmetric:
             zero_point = np.zeros(scale.shape, np.int32)
         else:
             zero_point = np.clip(np.rint(qtype.qmin - low / scale), qtype.qmin, qtype.qmax)
-        return cls(qtype, scale, zero_point.astype(np.int32), axis)
+        return cls(qtype, scale, zero_point.astype(np.int32), axis, group_size)
 
     @property
     def low(self) -> FloatArray:
@@ -109,24 +116,50 @@ class Affine:
             return values
         return values.reshape([-1 if axis == self.axis % ndim else 1 for axis in range(ndim)])
 
+    def spread(self, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        """``values`` of the shape of ``scale``, so that they broadcast over an array of ``shape``.
+
+        Raises:
+            CalibrationError: the array has another number of groups.
+        """
+        if self.group_size is None:
+            return self.along(values, len(shape))
+        assert self.axis is not None, "groups are parts of a channel"
+        axis = self.axis % len(shape)
+        channels, *others = shape[axis], *shape[:axis], *shape[axis + 1 :]
+        n_values = math.prod(others)
+        if values.shape != (channels, group_count(n_values, self.group_size)):
+            raise CalibrationError(
+                f"scales of shape {values.shape} in groups of {self.group_size} for values of "
+                f"shape {shape} with channels on axis {axis}"
+            )
+        each = np.repeat(values, self.group_size, axis=1)[:, :n_values]
+        return np.moveaxis(each.reshape(channels, *others), 0, axis)
+
+    @property
+    def channel_scale(self) -> FloatArray:
+        """The largest scale of each channel: that of the channel, or of one of its groups."""
+        return self.scale if self.group_size is None else self.scale.max(axis=1)
+
     def quantize(self, real: NDArray[np.floating]) -> IntArray:
         """Codes of float32 values: true division, round half to even, saturate."""
         real = np.asarray(real, np.float32)
         with np.errstate(over="ignore"):  # too many steps for float32: saturates like any other
-            steps = np.rint(real / self.along(self.scale, real.ndim))
-        codes = steps + self.along(self.zero_point, real.ndim)
+            steps = np.rint(real / self.spread(self.scale, real.shape))
+        codes = steps + self.spread(self.zero_point, real.shape)
         codes = np.clip(codes, self.qtype.qmin, self.qtype.qmax)
         return np.asarray(codes, self.qtype.storage)
 
     def dequantize(self, codes: IntArray) -> FloatArray:
         """Real values of codes: one float32 multiplication, as every runtime does it."""
-        steps = codes.astype(np.int32) - self.along(self.zero_point, codes.ndim)
-        return np.asarray(self.along(self.scale, codes.ndim) * steps.astype(np.float32))
+        wide = np.int64 if self.qtype.bits > 32 else np.int32
+        steps = codes.astype(wide) - self.spread(self.zero_point, codes.shape)
+        return np.asarray(self.spread(self.scale, codes.shape) * steps.astype(np.float32))
 
     def same_as(self, other: "Affine") -> bool:
         """Whether both grids give every code the same real value."""
         return (
-            (self.qtype, self.axis) == (other.qtype, other.axis)
+            (self.qtype, self.axis, self.group_size) == (other.qtype, other.axis, other.group_size)
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point)
         )
@@ -137,4 +170,18 @@ class Affine:
         return (
             f"{self.qtype} {self.scale.size} scales in [{self.scale.min():.6g}, "
             f"{self.scale.max():.6g}] on axis {self.axis}"
+            + ("" if self.group_size is None else f" in groups of {self.group_size}")
         )
+
+
+def group_count(n_values: int, group_size: int) -> int:
+    """How many groups so many values of a channel make; the last may be smaller."""
+    return -(-n_values // group_size)
+
+
+def power_of_two_above(values: FloatArray) -> FloatArray:
+    """The smallest power of two that is not below each of positive ``values``; 0 stays 0."""
+    # Not ceil(log2): a float32 logarithm cannot tell 8 from the next number above it.
+    mantissa, exponent = np.frexp(values)
+    power = np.ldexp(np.float32(1), exponent - (mantissa == 0.5))
+    return np.where(values == 0, values, power)

@@ -8,7 +8,10 @@ import numpy as np
 from halfstep.errors import PlanError
 
 _NAME = re.compile(r"(u?)int(\d+)(_narrow)?")
-_STORAGE_BITS = (8, 16, 32)
+_STORAGE_BITS = (8, 16, 32, 64)
+
+# An accumulator holds at least an int32, and at most what a float64 holds exactly.
+ACCUMULATOR_BITS = range(32, 54)
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,12 @@ class QType:
     | ``int8``        | -128  | 127  | int8    |
     | ``int8_narrow`` | -127  | 127  | int8    |
     | ``int4_narrow`` | -7    | 7    | int8    |
+    | ``int16``       | -2^15 | 2^15 - 1 | int16 |
     | ``int32``       | -2^31 | 2^31 - 1 | int32 |
+    | ``int48``       | -2^47 | 2^47 - 1 | int64 |
 
     Attributes:
-        bits: 1 to 16, or 32 (biases).
+        bits: 1 to 16; 32 to 53 for biases, which are as wide as an accumulator.
         signed: whether codes may be negative.
         narrow: drop the lowest signed code, so that the range is symmetric.
     """
@@ -34,8 +39,11 @@ class QType:
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if not (1 <= self.bits <= 16 or self.bits == 32):
-            raise PlanError(f"bits={self.bits}: a type has 1 to 16 bits, or 32 for biases")
+        if not (1 <= self.bits <= 16 or self.bits in ACCUMULATOR_BITS):
+            raise PlanError(
+                f"bits={self.bits}: a type has 1 to 16 bits, or 32 to 53 for a bias that is as "
+                "wide as its accumulator"
+            )
         if self.narrow and (not self.signed or self.bits < 2):
             raise PlanError(
                 f"{self.bits} bits, signed={self.signed}: only a signed type of 2 or more bits "

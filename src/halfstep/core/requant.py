@@ -26,7 +26,7 @@ In fixed point, ``0.0416... = 0.666... * 2^-4``: ``q = 1431655765, shift = -4``;
 [1431655765, -4]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,29 @@ def float_scale(
     xp = array_namespace(acc)
     multiplier = like(float_multiplier(scale_in, scale_weight, scale_out), acc, "float32")
     return xp.round(xp.astype(acc, xp.float32, copy=False) * multiplier) + zero_point
+
+
+def float_sum(
+    terms: Iterable[tuple[Array, Scale]], scale_in: Scale, scale_out: Scale, zero_point: int
+) -> Array:
+    """``rint(r1 + r2 + ... + rn) + zero_point``, ``r = f32(f32(acc) * M)``, added from the left.
+
+    Each product and each sum is rounded to float32, and only the last sum to an integer.
+
+    Args:
+        terms: the accumulator of each group of weights with the scale of its weights, in the order
+            of the groups; the bias, on its own scale, comes last.
+        scale_in: scale of the input, shape ().
+        scale_out: scale of the output, shape ().
+        zero_point: the output code of real zero.
+    """
+    total: Array = None
+    for acc, scale_weight in terms:
+        xp = array_namespace(acc)
+        multiplier = like(float_multiplier(scale_in, scale_weight, scale_out), acc, "float32")
+        term = xp.astype(acc, xp.float32, copy=False) * multiplier
+        total = term if total is None else total + term
+    return array_namespace(total).round(total) + zero_point
 
 
 def fixed_point_multiplier(real: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -162,3 +185,8 @@ ACCUMULATOR: dict[str, Callable[..., Array]] = {
     "double_rounding": double_rounding,
     "single_rounding": single_rounding,
 }
+# Formulas that add accumulators with different scales of weights; the others have no such form.
+GROUPS: dict[str, Callable[..., Array]] = {"float": float_sum}
+
+# Formulas whose multiplier has 31 bits: the product with a wider accumulator would overflow.
+INT32_ONLY = frozenset({"double_rounding", "single_rounding"})

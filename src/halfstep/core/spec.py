@@ -17,10 +17,14 @@ class QuantSpec:
         qtype: the codes.
         axis: the axis that keeps one scale an index (per-channel); ``None`` is per-tensor.
         symmetric: the zero point is 0; signed types only.
-        pow2: the scale is rounded up to a power of two.
+        pow2: the scale is a power of two.
         calibrator: name, in the catalog, of the method that finds the range.
         quantizer: name, in the catalog, of the fake quantizer.
         options: keyword arguments of the calibrator, such as ``{"percentile": 99.9}``.
+        group_size: each index of ``axis`` has one scale for so many consecutive values of the
+            rest, in the order of the memory: of the inputs of a linear layer, or of the input
+            channels and the kernel of a convolution. The last group holds what is left. ``None``
+            is one scale an index.
     """
 
     qtype: QType
@@ -30,10 +34,16 @@ class QuantSpec:
     calibrator: str = "minmax"
     quantizer: str = "ste"
     options: Mapping[str, float] = field(default_factory=dict)
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.symmetric and not self.qtype.signed:
             raise PlanError(f"a symmetric spec needs a signed type, found {self.qtype}")
+        if self.group_size is not None and (self.axis is None or self.group_size < 1):
+            raise PlanError(
+                f"group_size={self.group_size} with axis={self.axis}: a group is one or more of "
+                "the values that one index of an axis has; name the axis"
+            )
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
     def with_(self, **changes: Any) -> "QuantSpec":
@@ -51,8 +61,11 @@ class QuantSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML and JSON; ``from_dict`` reads it back."""
         data: dict[str, Any] = {"qtype": self.qtype.name, "calibrator": self.calibrator}
-        if self.axis is not None:
-            data["axis"] = self.axis
+        data |= {
+            name: getattr(self, name)
+            for name in ("axis", "group_size")
+            if getattr(self, name) is not None
+        }
         data |= {flag: True for flag in ("symmetric", "pow2") if getattr(self, flag)}
         if self.quantizer != "ste":
             data["quantizer"] = self.quantizer
@@ -69,6 +82,8 @@ class QuantSpec:
 
     def __str__(self) -> str:
         channel = "per-tensor" if self.axis is None else f"per-channel (axis {self.axis})"
+        if self.group_size is not None:
+            channel = f"in groups of {self.group_size} (axis {self.axis})"
         words = [self.qtype.name, channel, self.calibrator]
         words += [word for word in ("symmetric", "pow2") if getattr(self, word)]
         return " ".join(words)

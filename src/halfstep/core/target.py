@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from halfstep.core.execution import Execution
-from halfstep.core.qtype import QType
+from halfstep.core.qtype import ACCUMULATOR_BITS, INT32, QType
 from halfstep.core.spec import QuantSpec
 from halfstep.errors import PlanError
 
@@ -67,6 +67,8 @@ class Target:
         weight: the type of weights, unless a plan says otherwise.
         activation_bits: fewest and most bits of an activation.
         weight_bits: fewest and most bits of a weight.
+        accumulator_bits: bits of the sums of products, which must not overflow.
+        weight_groups: whether weights may have a scale for each group of inputs.
         quantize_formula: how the runtime quantizes real inputs.
         integer_only: float operations are refused by name.
         artifact: the file that it reads, such as ``"model.onnx"``; ``None`` for the engine alone.
@@ -81,6 +83,8 @@ class Target:
     weight: QType
     activation_bits: tuple[int, int]
     weight_bits: tuple[int, int]
+    accumulator_bits: int = 32
+    weight_groups: bool = False
     quantize_formula: str = "division"
     integer_only: bool = False
     artifact: str | None = None
@@ -90,6 +94,20 @@ class Target:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", MappingProxyType(dict(self.rules)))
+        if self.accumulator_bits not in ACCUMULATOR_BITS:
+            raise PlanError(
+                f"target '{self.name}': accumulator_bits={self.accumulator_bits}: an accumulator "
+                f"has {ACCUMULATOR_BITS[0]} to {ACCUMULATOR_BITS[-1]} bits"
+            )
+
+    def bias_type(self, activation: QType, weight: QType) -> QType:
+        """The type of a bias: int32, or as wide as the accumulator for more than 8 bits.
+
+        The scale of a bias is the product of the scales that it is added to. With 16-bit operands
+        that is up to 2^16 times smaller, and an int32 would clip what is no outlier at all.
+        """
+        wide = max(activation.bits, weight.bits) > 8
+        return QType(self.accumulator_bits) if wide else INT32
 
     def check_activation(self, site: str, spec: QuantSpec) -> None:
         """Raise ``PlanError`` unless the target runs activations of this spec."""
@@ -103,6 +121,19 @@ class Target:
     def check_weight(self, site: str, spec: QuantSpec, axis: int) -> None:
         """Raise ``PlanError`` unless the target runs weights of this spec."""
         low, high = self.weight_bits
+        if spec.group_size is not None and not self.weight_groups:
+            raise PlanError(
+                f"{site}: asked for {spec}; target '{self.name}' has no integer kernel with a "
+                f"scale for each group of weights. Take one scale a channel with "
+                f"plan.edit({site!r}, group_size=None), keep the operation in float with "
+                "plan.keep_float(...), or plan for target 'reference'"
+            )
+        if spec.group_size is not None and axis != 0:
+            raise PlanError(
+                f"{site}: asked for {spec}; groups divide the inputs of each output channel, and a "
+                f"transposed convolution has its output channels on axis {axis}. Take one scale a "
+                f"channel with plan.edit({site!r}, group_size=None)"
+            )
         fits = low <= spec.qtype.bits <= high and spec.qtype.signed and spec.symmetric
         if not fits or spec.axis not in (None, axis):
             raise PlanError(

@@ -66,7 +66,12 @@ def make_calibrator(spec: QuantSpec, name: str | None = None) -> Calibrator:
     if spec.calibrator == "unit_interval":
         name = None  # the kernel dictates this grid
     made: Calibrator = find("calibrator", name or spec.calibrator)(
-        spec.qtype, axis=spec.axis, symmetric=spec.symmetric, **({} if name else spec.options)
+        spec.qtype,
+        axis=spec.axis,
+        group_size=spec.group_size,
+        symmetric=spec.symmetric,
+        pow2=spec.pow2,
+        **({} if name else spec.options),
     )
     return made
 
@@ -117,7 +122,13 @@ def _finish(quantizer: Quantizer) -> None:
 def _grid(calibrator: Calibrator, spec: QuantSpec) -> Affine:
     low, high = calibrator.range()
     return Affine.from_range(
-        low, high, spec.qtype, axis=spec.axis, symmetric=spec.symmetric, pow2=spec.pow2
+        low,
+        high,
+        spec.qtype,
+        axis=spec.axis,
+        group_size=spec.group_size,
+        symmetric=spec.symmetric,
+        pow2=spec.pow2,
     )
 
 
@@ -131,4 +142,8 @@ def _keep_biases_small(model: QuantizedModel) -> None:
         bias = model.parameter_of(unit.bias).detach().cpu().numpy()
         if not torch.isfinite(torch.from_numpy(bias)).all():
             raise CalibrationError(f"{unit.name}:bias: it holds NaN or infinity")
-        weight.set_grid(widen_for_bias(weight.grid(), bias, source.grid()))
+        weight.set_grid(
+            widen_for_bias(
+                weight.grid(), bias, source.grid(), model.bias_type(unit), weight.spec.pow2
+            )
+        )

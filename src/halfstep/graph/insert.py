@@ -1,6 +1,7 @@
 """Put quantizers on the values of a graph: the model that calibrates, trains and is lowered."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from halfstep.catalog import find
+from halfstep.core.grid import group_count
+from halfstep.core.qtype import QType
+from halfstep.core.spec import QuantSpec
 from halfstep.core.target import Target
 from halfstep.errors import DataError, PlanError, unknown_name
 from halfstep.graph.batchnorm import value_of
@@ -74,6 +78,13 @@ class QuantizedModel(nn.Module):
     def parameter_of(self, node: fx.Node) -> Tensor:
         """The present value of a weight, a bias or a constant of the graph."""
         return value_of(self.module, node)
+
+    def bias_type(self, unit: Unit) -> QType:
+        """The type of the codes of a unit's bias, by the rule of the plan's target."""
+        assert unit.weight is not None
+        target: Target = find("target", self.plan.target)
+        sites = (self.units.sites[unit.inputs[0]], self.units.sites[unit.weight])
+        return target.bias_type(*(self.plan.specs[site].qtype for site in sites))
 
     def train(self, mode: bool = True) -> "QuantizedModel":
         """Switch dropout on or off; batch norms are folded and have no mode."""
@@ -142,7 +153,7 @@ class _Inserter:
             site = self.units.sites[node]
             leader = self.leader.get(site, site)
             self.site_quantizer[site] = leader
-            name = self._add(leader, None)
+            name = self._add(leader, ())
             if node not in made_by_copy:
                 new = self.copied[node]
                 readers = list(new.users)
@@ -158,8 +169,7 @@ class _Inserter:
             assert unit.weight is not None
             site = self.units.sites[unit.weight]
             self.site_quantizer[site] = site
-            axis = self.plan.specs[site].axis
-            name = self._add(site, None if axis is None else shape_of(unit.weight)[axis])
+            name = self._add(site, shape_of(unit.weight))
             head, weight = self.copied[unit.head], self.copied[unit.weight]
             head.replace_input_with(weight, self._call_before(head, name, (weight,)))
             if unit.bias is not None:
@@ -171,12 +181,15 @@ class _Inserter:
         sources = tuple(
             self.module.get_submodule(_module_name(self.site_quantizer[site])) for site in sites
         )
+        target: Target = find("target", self.plan.target)
+        qtype = target.bias_type(*(self.plan.specs[site].qtype for site in sites))
         name = _module_name(f"{unit.name}:bias")
-        self.module.add_submodule(name, BiasQuantizer(*sources))  # type: ignore[arg-type]
+        self.module.add_submodule(name, BiasQuantizer(*sources, qtype))  # type: ignore[arg-type]
         bias = self.copied[unit.bias]
         head.replace_input_with(bias, self._call_before(head, name, (bias,)))
 
-    def _add(self, site: str, n_channels: int | None) -> str:
+    def _add(self, site: str, shape: tuple[int, ...]) -> str:
+        """The quantizer of a site, made once; ``shape`` is that of a weight."""
         name = _module_name(site)
         if not hasattr(self.module, name):
             if site not in self.plan.specs:
@@ -185,7 +198,7 @@ class _Inserter:
                 )
             spec = self.plan.specs[site]
             self.module.add_submodule(
-                name, find("quantizer", spec.quantizer)(site, spec, n_channels)
+                name, find("quantizer", spec.quantizer)(site, spec, *_scales(spec, shape))
             )
         found = getattr(self.module, name)
         if found.site != site:
@@ -202,6 +215,16 @@ class _Inserter:
     def _call_before(self, node: fx.Node, name: str, args: tuple[fx.Node, ...]) -> fx.Node:
         with self.module.graph.inserting_before(node):
             return self.module.graph.call_module(name, args)
+
+
+def _scales(spec: QuantSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many scales a weight of ``shape`` has: none for one, channels, or channels and groups."""
+    if spec.axis is None:
+        return ()
+    channels = shape[spec.axis]
+    if spec.group_size is None:
+        return (channels,)
+    return channels, group_count(math.prod(shape) // channels, spec.group_size)
 
 
 def _last_of_its_kind(node: fx.Node) -> fx.Node:

@@ -1,5 +1,6 @@
 """Plan a graph: every operation by the rules of the target, every site with a spec."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,9 +20,10 @@ from halfstep.graph.placement import (
     quantized_values,
 )
 from halfstep.graph.plan import Plan, check_spec
+from halfstep.graph.readers import shape_of
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913 (one parameter a choice)
     graph: Graph,
     target: str = "onnxruntime",
     *,
@@ -31,6 +33,8 @@ def make_plan(
     calibrator: str = "mse",
     weight_calibrator: str = "minmax",
     first_last: str | None = None,
+    pow2: bool = False,
+    group_size: int | None = None,
 ) -> Plan:
     """Plan every site of ``graph`` by the rules of ``target``.
 
@@ -45,6 +49,9 @@ def make_plan(
         first_last: the type of the weights of the first and the last conv or linear, and the
             number of bits of what these two read and of what the last one gives; ``None``
             treats them like all others.
+        pow2: every scale is a power of two.
+        group_size: one scale for so many inputs of an output channel of each weight. A weight
+            with no more inputs, and that of a transposed convolution, has one scale a channel.
 
     Raises:
         PlanError: the target does not accept a type, or must run integers only and cannot.
@@ -53,20 +60,16 @@ def make_plan(
     table: Target = find("target", target)
     for name in (calibrator, weight_calibrator):
         find("calibrator", name)
-    activation = QuantSpec(
-        QType.parse(activations) if activations else table.activation, calibrator=calibrator
-    )
+    activation = QuantSpec(_type(activations, table.activation), pow2=pow2, calibrator=calibrator)
     weight = QuantSpec(
-        QType.parse(weights) if weights else table.weight,
-        symmetric=True,
-        calibrator=weight_calibrator,
+        _type(weights, table.weight), symmetric=True, pow2=pow2, calibrator=weight_calibrator
     )
     units = find_units(graph.module, table.fused_activations)
     executions = {unit.name: _execution(unit, table) for unit in units.units}
     how = {name: execution for name, (execution, _) in executions.items()}
     floats = {name: reason for name, (_, reason) in executions.items() if reason}
     specs = {units.sites[node]: activation for node in quantized_values(units, how)}
-    specs |= _weight_specs(units, how, weight, per_channel)
+    specs |= _weight_specs(units, how, weight, per_channel, group_size)
     specs |= _fixed_outputs(units, table, specs, how)
     for site, spec in specs.items():
         check_spec(table, site, spec, spec.axis)
@@ -75,14 +78,33 @@ def make_plan(
     return plan if first_last is None else _with_ends(plan, units, QType.parse(first_last))
 
 
+def _type(name: str | None, default: QType) -> QType:
+    return QType.parse(name) if name else default
+
+
 def _weight_specs(
-    units: Units, how: Mapping[str, Execution], spec: QuantSpec, per_channel: bool
+    units: Units,
+    how: Mapping[str, Execution],
+    spec: QuantSpec,
+    per_channel: bool,
+    group_size: int | None,
 ) -> dict[str, QuantSpec]:
-    return {
-        units.sites[unit.weight]: replace(spec, axis=WEIGHTED[unit.kind] if per_channel else None)
-        for unit in units.units
-        if unit.weight is not None and is_weighted(unit, how)
-    }
+    if group_size is not None and not per_channel:
+        raise PlanError(
+            f"group_size={group_size} with per_channel=False: groups divide the inputs of an "
+            "output channel; leave out one of the two"
+        )
+    specs = {}
+    for unit in units.units:
+        if unit.weight is None or not is_weighted(unit, how):
+            continue
+        axis = WEIGHTED[unit.kind] if per_channel else None
+        n_inputs = math.prod(shape_of(unit.weight)[1:])
+        grouped = group_size is not None and axis == 0 and group_size < n_inputs
+        specs[units.sites[unit.weight]] = replace(
+            spec, axis=axis, group_size=group_size if grouped else None
+        )
+    return specs
 
 
 def _execution(unit: Unit, target: Target) -> tuple[Execution, str]:

@@ -26,12 +26,13 @@ def weight_axis(op: Op) -> int:
 
 
 def weight_scales(op: Op, weight: Affine) -> NDArray[np.float32]:
-    """The scale of the weights, or one for each output channel.
+    """The scale of the weights, or the largest one for each output channel: that of its bias.
 
     All groups of a transposed convolution share the scales along the axis of their outputs.
     """
     repeated = op.kind == "conv_transpose" and weight.axis is not None
-    return np.tile(weight.scale, op.attrs["groups"]) if repeated else weight.scale
+    scale = weight.channel_scale
+    return np.tile(scale, op.attrs["groups"]) if repeated else scale
 
 
 def largest_step(grid: Affine) -> int:
@@ -44,7 +45,8 @@ def accumulator_bounds(program: IntProgram, op: Op) -> NDArray[np.int64]:
     """The largest ``|sum of products + bias|`` of each output channel, over all inputs.
 
     For a matmul of two activations, whose codes are not known, the one bound for all channels;
-    no int32 holds a sum over the batch, which has no largest size.
+    no int32 holds a sum over the batch, which has no largest size. The sums of groups of weights
+    are within that of all of them.
     """
     steps = largest_step(program.grid(op.inputs[0]))
     if op.kind == "matmul":

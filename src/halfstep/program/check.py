@@ -8,9 +8,11 @@
    a table has an entry, of the output's type, for every input code.
 4. copies: an operation that copies has one grid for all its data inputs and its output.
 5. formulas: every integer and dequantized operation names a formula of its kind, or needs none.
-6. bias: int32, zero point 0, scale exactly ``f32(scale_in * scale_weight)``.
-7. weights: constant and symmetric; per channel only along the axis that the output keeps.
-8. accumulators: the largest possible absolute sum stays below 2^31.
+6. bias: int32 or as wide as the accumulators, zero point 0, scale ``f32(scale_in * scale_weight)``.
+7. weights: constant and symmetric; channels only along the axis that the output keeps; groups
+   within them only where axis and formula can add sums of different scales.
+8. accumulators: the largest possible absolute sum fits the accumulators, and those of 31-bit
+   multipliers an int32.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,7 +22,8 @@ import numpy as np
 from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
 from halfstep.core.pooling import AVERAGE, MEAN
-from halfstep.core.requant import ACCUMULATOR
+from halfstep.core.qtype import ACCUMULATOR_BITS
+from halfstep.core.requant import ACCUMULATOR, GROUPS, INT32_ONLY
 from halfstep.core.softmax import SOFTMAX
 from halfstep.errors import ProgramError
 from halfstep.program.bounds import WEIGHTED, accumulator_bounds, weight_axis, weight_scales
@@ -47,6 +50,11 @@ def check(program: IntProgram) -> IntProgram:
     Raises:
         ProgramError: naming the operation, the rule and what was found.
     """
+    if program.accumulator_bits not in ACCUMULATOR_BITS:
+        raise ProgramError(
+            f"program accumulators of {program.accumulator_bits} bits: asked for "
+            f"{ACCUMULATOR_BITS[0]} to {ACCUMULATOR_BITS[-1]}, in which the engine adds exactly"
+        )
     known = set(program.inputs) | {n for n, t in program.tensors.items() if t.data is not None}
     for op in program.ops:
         missing = [name for name in op.inputs if name not in known]
@@ -117,8 +125,10 @@ def _check_integer(program: IntProgram, op: Op) -> None:
         _check_weighted(program, op)
     if op.kind in _SUMS:
         bounds = accumulator_bounds(program, op)
+        bits = 32 if op.formula in INT32_ONLY else program.accumulator_bits
         found = f"accumulators may reach {bounds.max()} in channel {bounds.argmax()}"
-        _require(int(bounds.max()) < 2**31, op, "accumulators", found)
+        found += f", and have {bits} bits"
+        _require(int(bounds.max()) < 1 << (bits - 1), op, "accumulators", found)
 
 
 def _check_formula(program: IntProgram, op: Op) -> None:
@@ -144,9 +154,13 @@ def _check_weighted(program: IntProgram, op: Op) -> None:
     _require(
         weight.axis in (None, wanted), op, "weights", f"axis {weight.axis}, not None or {wanted}"
     )
+    if weight.group_size is not None:
+        found = f"groups along axis {weight.axis} with formula {op.formula!r}"
+        _require(wanted == 0 and op.formula in GROUPS, op, "weights", found)
     if len(op.inputs) > 2:
         bias = program.grid(op.inputs[2])
         scale = program.grid(op.inputs[0]).scale * weight_scales(op, weight)
-        exact = bias.qtype.bits == 32 and np.array_equal(bias.scale, scale)
+        fits = bias.qtype.signed and bias.qtype.bits in (32, program.accumulator_bits)
+        exact = fits and np.array_equal(bias.scale, scale)
         found = f"bias is {bias}, not int32 on scale_in * scale_weight with zero point 0"
         _require(exact and not np.any(bias.zero_point), op, "bias", found)

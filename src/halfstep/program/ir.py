@@ -103,6 +103,7 @@ class IntProgram:
         outputs: names of the float tensors that go out, in order.
         tensors: every tensor by name, constants included.
         ops: in order of execution.
+        accumulator_bits: bits of the sums of products, which no input may overflow.
     """
 
     target: str
@@ -110,6 +111,7 @@ class IntProgram:
     outputs: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     ops: tuple[Op, ...]
+    accumulator_bits: int = 32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
@@ -147,7 +149,8 @@ class IntProgram:
 
     def __str__(self) -> str:
         constants = [str(t) for t in self.tensors.values() if t.data is not None]
-        lines = [f"program for {self.target}({', '.join(self.inputs)})", *constants]
+        head = f"program for {self.target}({', '.join(self.inputs)})"
+        lines = [f"{head} with {self.accumulator_bits}-bit accumulators", *constants]
         for op in self.ops:
             lines += [str(op), f"    : {self.tensors[op.output]}"]
         return "\n".join([*lines, f"return {', '.join(self.outputs)}"])

@@ -1,7 +1,8 @@
 """An integer program on disk: ``program.json`` says what, ``program.safetensors`` holds the arrays.
 
 Codes, scales and zero points are stored as the arrays that they are, so a loaded program is the
-saved one bit for bit. What is loaded passes the specification of ``program.check`` again.
+saved one bit for bit. What is loaded passes the specification of ``program.check`` again. Schema 1,
+which older versions wrote, has 32-bit accumulators and no groups of scales; it is still read.
 """
 
 import json
@@ -24,7 +25,8 @@ from halfstep.files import write_atomically
 from halfstep.program.check import check
 from halfstep.program.ir import IntProgram, Op, Tensor
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)
 DESCRIPTION, ARRAYS = "program.json", "program.safetensors"
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -60,9 +62,9 @@ def load_program(folder: str | Path) -> IntProgram:
     except (ValueError, SafetensorError) as error:
         raise DataError(f"{folder}: a damaged program ({error}); save it again") from error
     found = description.get("schema") if isinstance(description, dict) else None
-    if found != SCHEMA:
+    if found not in READABLE:
         raise DataError(
-            f"{folder / DESCRIPTION}: asked for schema {SCHEMA}, found {found}; "
+            f"{folder / DESCRIPTION}: asked for schema {SCHEMA} or older, found {found}; "
             "it was written by another version of Halfstep, save it again"
         )
     try:
@@ -96,6 +98,7 @@ def describe(program: IntProgram) -> tuple[dict[str, Any], dict[str, NDArray[Any
     description = {
         "schema": SCHEMA,
         "target": program.target,
+        "accumulator_bits": program.accumulator_bits,
         "inputs": list(program.inputs),
         "outputs": list(program.outputs),
         "tensors": [_describe_tensor(tensor) for tensor in program.tensors.values()],
@@ -110,7 +113,9 @@ def _describe_tensor(tensor: Tensor) -> dict[str, Any]:
         "name": tensor.name,
         "shape": list(tensor.shape),
         "dtype": tensor.dtype,
-        "grid": None if grid is None else {"type": grid.qtype.name, "axis": grid.axis},
+        "grid": None
+        if grid is None
+        else {"type": grid.qtype.name, "axis": grid.axis, "group_size": grid.group_size},
         "constant": tensor.data is not None,
     }
 
@@ -136,6 +141,8 @@ def _value(plain: Any) -> Any:
 
 
 def _program(description: Mapping[str, Any], arrays: Arrays) -> IntProgram:
+    if description["schema"] == 1:
+        description = _from_schema_1(description)
     tensors = [_tensor(data, arrays) for data in description["tensors"]]
     return IntProgram(
         description["target"],
@@ -143,14 +150,24 @@ def _program(description: Mapping[str, Any], arrays: Arrays) -> IntProgram:
         tuple(description["outputs"]),
         {tensor.name: tensor for tensor in tensors},
         tuple(_op(data) for data in description["ops"]),
+        description["accumulator_bits"],
     )
+
+
+def _from_schema_1(description: Mapping[str, Any]) -> dict[str, Any]:
+    tensors = [
+        data if data["grid"] is None else {**data, "grid": {**data["grid"], "group_size": None}}
+        for data in description["tensors"]
+    ]
+    return {**description, "accumulator_bits": 32, "tensors": tensors}
 
 
 def _tensor(data: Mapping[str, Any], arrays: Arrays) -> Tensor:
     name, shape, grid = data["name"], tuple(data["shape"]), None
     if data["grid"] is not None:
         scale, zero_point = arrays[f"{name}/scale"], arrays[f"{name}/zero_point"]
-        grid = Affine(QType.parse(data["grid"]["type"]), scale, zero_point, data["grid"]["axis"])
+        qtype, axis, group_size = (data["grid"][key] for key in ("type", "axis", "group_size"))
+        grid = Affine(QType.parse(qtype), scale, zero_point, axis, group_size)
     values = arrays[f"{name}/data"] if data["constant"] else None
     tensor = Tensor(name, shape, grid, data["dtype"], values)
     if values is not None and (values.shape, values.dtype.name) != (shape, tensor.dtype):

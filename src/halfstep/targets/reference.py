@@ -1,7 +1,12 @@
 """The engine alone: the canonical integer arithmetic, every width, no artifact.
 
 Rules are those of ONNX Runtime where it has an integer kernel, and integer as well where it has
-none; types go from 2 to 16 bits. For studying widths that no runtime here takes.
+none; types go from 2 to 16 bits, and weights may have scales of groups. For studying formats that
+no runtime here takes.
+
+Accumulators have 48 bits. The engine adds in float64, which is exact below 2^53; 48 bits hold the
+products of 16-bit activations with 16-bit weights of 65,536 inputs, and are what LiteRT's kernels
+for 16-bit activations requantize (they add in int64 and assume sums below 2^47).
 """
 
 from dataclasses import replace
@@ -24,6 +29,8 @@ TARGET = replace(
     },
     activation_bits=(2, 16),
     weight_bits=(2, 16),
+    accumulator_bits=48,
+    weight_groups=True,
     artifact=None,
     export=None,
     run=None,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from halfstep.core.grid import Affine
 from halfstep.program.backends.base import Backend
@@ -67,6 +67,12 @@ class Setup:
         zero = self.zero(index)
         return real - zero if zero else real
 
+    def along_channels(self, values: NDArray[Any], axis: int) -> NDArray[Any]:
+        """Values of the channels, or one for all, in a shape that broadcasts over the output."""
+        shape = [1] * len(self.out.shape)
+        shape[axis] = -1
+        return values.reshape(shape) if values.ndim else values
+
     def saturate(self, codes: Array) -> Array:
         """Clamp to the operation's bounds and to the output type; store as that type."""
         low, high = self.op.clamp or (self.out_grid.qtype.qmin, self.out_grid.qtype.qmax)
@@ -75,7 +81,7 @@ class Setup:
     def dequantize(self, index: int, codes: Array) -> Array:
         """An input's real values, float32."""
         grid = self.grid(index)
-        scale, zero = (grid.along(v, codes.ndim) for v in (grid.scale, grid.zero_point))
+        scale, zero = (grid.spread(v, codes.shape) for v in (grid.scale, grid.zero_point))
         steps = self.xp.astype(codes, self.xp.int32) - self.constant(zero, "int32")
         return self.xp.astype(steps, self.xp.float32) * self.constant(scale, "float32")
 

@@ -21,10 +21,8 @@ from halfstep.program.bounds import (
     weight_scales,
 )
 from halfstep.program.kernels.copies import padded
+from halfstep.program.kernels.groups import Contraction, codes_of_groups
 from halfstep.program.kernels.setup import Array, Setup, Step
-
-# (input, weight, bias or None) -> sums
-Contraction = Callable[[Array, Array, Array | None], Array]
 
 
 def conv(setup: Setup) -> Step:
@@ -35,10 +33,10 @@ def conv(setup: Setup) -> Step:
     def convolve(x: Array, weight: Array, bias: Array | None) -> Array:
         return setup.backend.convolve(x, weight, bias, *shape)
 
-    sums = _sums(setup, setup.program.constant(setup.op.inputs[1]), convolve, channel_axis=1)
-    finish = _requantization(setup, channel_axis=1)
+    weight = setup.program.constant(setup.op.inputs[1])
+    codes = _codes(setup, weight, convolve, channel_axis=1)
     # Padding codes before they become floats moves a quarter of the bytes.
-    return lambda x, *_: finish(sums(padded(setup.xp, x, attrs["padding"], zero)))
+    return lambda x, *_: codes(padded(setup.xp, x, attrs["padding"], zero))
 
 
 def conv_transpose(setup: Setup) -> Step:
@@ -51,17 +49,15 @@ def conv_transpose(setup: Setup) -> Step:
     def convolve(x: Array, weight: Array, bias: Array | None) -> Array:
         return transposed(setup, x, weight, bias)
 
-    sums = _sums(setup, weight, convolve, channel_axis=1)
-    finish = _requantization(setup, channel_axis=1)
-    return lambda x, *_: finish(sums(x))
+    codes = _codes(setup, weight, convolve, channel_axis=1)
+    return lambda x, *_: codes(x)
 
 
 def linear(setup: Setup) -> Step:
     """(..., in) times the transpose of (out, in)."""
     weight = setup.program.constant(setup.op.inputs[1])
-    sums = _sums(setup, weight, setup.backend.linear, channel_axis=-1)
-    finish = _requantization(setup, channel_axis=-1)
-    return lambda x, *_: finish(sums(x))
+    codes = _codes(setup, weight, setup.backend.linear, channel_axis=-1)
+    return lambda x, *_: codes(x)
 
 
 def matmul(setup: Setup) -> Step:
@@ -79,6 +75,17 @@ def matmul(setup: Setup) -> Step:
     return run
 
 
+def _codes(
+    setup: Setup, weight: NDArray[Any], contract: Contraction, channel_axis: int
+) -> Callable[[Array], Array]:
+    """Codes to codes; ``weight`` is (outputs, inputs, *kernel)."""
+    if setup.grid(1).group_size is not None:
+        return codes_of_groups(setup, contract, channel_axis)
+    sums = _sums(setup, weight, contract, channel_axis)
+    finish = _requantization(setup, channel_axis)
+    return lambda x: finish(sums(x))
+
+
 def _sums(
     setup: Setup, weight: NDArray[Any], contract: Contraction, channel_axis: int
 ) -> Callable[[Array], Array]:
@@ -94,7 +101,7 @@ def _sums(
 
     axis = channel_axis % len(setup.out.shape)
     pieces = [((slice(None),) * axis + (part,), constant(weight[:, part], dtype)) for part in parts]
-    column = None if bias is None else constant(_along(bias, channel_axis, setup), "float64")
+    column = None if bias is None else constant(setup.along_channels(bias, channel_axis), "float64")
 
     def run(x: Array) -> Array:
         steps = setup.steps(0, x, dtype)
@@ -108,16 +115,9 @@ def _sums(
 def _requantization(setup: Setup, channel_axis: int) -> Callable[[Array], Array]:
     """Accumulators to codes, each channel with its own scale."""
     formula, grid = ACCUMULATOR[setup.op.formula or ""], setup.out_grid
-    scale_weight = _along(weight_scales(setup.op, setup.grid(1)), channel_axis, setup)
+    scale_weight = setup.along_channels(weight_scales(setup.op, setup.grid(1)), channel_axis)
     scales = setup.grid(0).scale, scale_weight, grid.scale
     return lambda acc: setup.saturate(formula(acc, *scales, int(grid.zero_point)))
-
-
-def _along(values: NDArray[Any], axis: int, setup: Setup) -> NDArray[Any]:
-    """Values of the channels, in a shape that broadcasts over the output."""
-    shape = [1] * len(setup.out.shape)
-    shape[axis] = -1
-    return values.reshape(shape) if values.ndim else values
 
 
 def as_convolution(xp: Any, weight: Array, groups: int) -> Array:

@@ -3,10 +3,11 @@
     calibrator = Percentile(QType.parse("int8"), percentile=99.9)
     for batch in batches:
         calibrator.update(batch)          # nothing of ``batch`` is kept
-    low, high = calibrator.range()        # float64, shape () or (channels,)
+    low, high = calibrator.range()        # float64, shape (), (channels,) or (channels, groups)
 
 The range is what the grid has to cover; ``Affine.from_range`` widens it to hold zero. It never
-exceeds the smallest and largest values that were seen.
+exceeds the smallest and largest values that were seen. A power-of-two scale is rounded up, so that
+it covers the range; a method that weighs errors looks at the grid that comes of it.
 """
 
 import copy
@@ -31,10 +32,12 @@ class Calibrator(ABC):
     Attributes:
         qtype: the codes that the range will be divided into.
         axis: the axis that keeps one range an index; ``None`` is one range for the tensor.
+        group_size: how many consecutive values of an index have one range; ``None`` is all.
         symmetric: the grid will be symmetric around zero.
+        pow2: the scale of the grid will be a power of two.
         options: the options of the method, with its defaults filled in.
         updates: how many tensors were seen, here and in what was merged.
-        low: the smallest values seen, shape () or (channels,).
+        low: the smallest values seen, shape (), (channels,) or (channels, groups).
         high: the largest values seen, the same shape.
     """
 
@@ -47,6 +50,9 @@ class Calibrator(ABC):
     per_channel: ClassVar[bool] = True
     """Whether the method can keep one range per channel."""
 
+    per_group: ClassVar[bool] = True
+    """Whether the method can keep one range per group; zeros that fill one up must not matter."""
+
     channels_at_once: ClassVar[bool] = False
     """Whether channels are looked at directly: one update (a weight), and nothing to merge."""
 
@@ -58,7 +64,9 @@ class Calibrator(ABC):
         qtype: QType,
         *,
         axis: int | None = None,
+        group_size: int | None = None,
         symmetric: bool = False,
+        pow2: bool = False,
         **options: float,
     ) -> None:
         for name in options.keys() - self.defaults.keys():
@@ -68,9 +76,16 @@ class Calibrator(ABC):
                 f"the {self.name} calibrator finds one range for a tensor, found axis {axis}: "
                 "for channels use minmax, percentile or mse"
             )
+        if group_size is not None and not (self.per_group and axis is not None):
+            raise CalibrationError(
+                f"the {self.name} calibrator finds no ranges of groups with axis={axis}: use "
+                "minmax or mse along an axis"
+            )
         self.qtype = qtype
         self.axis = axis
+        self.group_size = group_size
         self.symmetric = symmetric
+        self.pow2 = pow2
         self.options: Mapping[str, float] = {**self.defaults, **options}
         self.updates = 0
         self.low: Range = np.asarray(np.inf)
@@ -90,7 +105,7 @@ class Calibrator(ABC):
         """
         self._check_count(1)
         values = self._arrange(values.detach().to(torch.float32))
-        low, high = _extremes(values, dim=None if self.axis is None else 1)
+        low, high = _extremes(values, dim=None if self.axis is None else -1)
         self._check_channels(low)
         self._observe(values, low, high)
         self._widen(low, high, 1)
@@ -116,7 +131,7 @@ class Calibrator(ABC):
             CalibrationError: this one has seen values itself, or needs to know what ``other`` does
                 not remember.
         """
-        enough = set(self.remembers) <= set(other.remembers) and self.axis == other.axis
+        enough = set(self.remembers) <= set(other.remembers) and self._rows() == other._rows()
         if self.axis is not None:
             enough = enough and not self.remembers
         if self.depends_on_batches:
@@ -131,7 +146,7 @@ class Calibrator(ABC):
         return self
 
     def range(self) -> tuple[Range, Range]:
-        """The smallest and largest values to represent: float64, shape () or (channels,).
+        """The smallest and largest values to represent, float64, in the shape of the scales.
 
         Raises:
             CalibrationError: nothing was seen yet.
@@ -146,8 +161,9 @@ class Calibrator(ABC):
         """Remember what the method needs of finite float32 values.
 
         Args:
-            values: shape (values,) per tensor, (channels, values of a channel) per channel.
-            low: their smallest values, shape () or (channels,); ``self.low`` is still the old one.
+            values: shape (values,) per tensor, (channels, values of a channel) per channel, and
+                (channels, groups, values of a group) with the last group filled up with zeros.
+            low: their smallest values, without the last axis; ``self.low`` is still the old one.
             high: their largest values.
         """
 
@@ -177,7 +193,12 @@ class Calibrator(ABC):
             return values.permute(order).reshape(-1)
         if not -values.ndim <= self.axis < values.ndim:
             raise CalibrationError(f"no axis {self.axis} in shape {tuple(values.shape)}")
-        return values.movedim(self.axis, 0).reshape(values.shape[self.axis], -1)
+        rows = values.movedim(self.axis, 0).reshape(values.shape[self.axis], -1)
+        if self.group_size is None:
+            return rows
+        # Zeros change no range, as every grid holds zero, and make no error.
+        missing = -rows.shape[1] % self.group_size
+        return torch.nn.functional.pad(rows, (0, missing)).unflatten(1, (-1, self.group_size))
 
     def _check_count(self, new: int) -> None:
         if self.channels_at_once and self.axis is not None and self.updates + new > 1:
@@ -190,11 +211,17 @@ class Calibrator(ABC):
         if self.updates and low.shape != self.low.shape:
             raise CalibrationError(f"{low.size} channels after {self.low.size} channels")
 
+    def _rows(self) -> tuple[int | None, int | None]:
+        return self.axis, self.group_size
+
     def _settings(self) -> tuple[object, ...]:
-        return type(self), self.qtype, self.axis, self.symmetric, self.options
+        grid = self.qtype, self.axis, self.group_size, self.symmetric, self.pow2
+        return type(self), *grid, self.options
 
     def __str__(self) -> str:
         words = [self.name, str(self.qtype), f"axis={self.axis}", f"symmetric={self.symmetric}"]
+        words += [] if self.group_size is None else [f"group_size={self.group_size}"]
+        words += ["pow2"] if self.pow2 else []
         return " ".join(words + [f"{name}={value:g}" for name, value in self.options.items()])
 
 

@@ -18,7 +18,7 @@ each side by its number of updates, as no order of the batches is known.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -35,15 +35,8 @@ class Ema(Calibrator):
     depends_on_batches = True
     remembers = ("average_low", "average_high")
 
-    def __init__(
-        self,
-        qtype: QType,
-        *,
-        axis: int | None = None,
-        symmetric: bool = False,
-        **options: float,
-    ) -> None:
-        super().__init__(qtype, axis=axis, symmetric=symmetric, **options)
+    def __init__(self, qtype: QType, **settings: Any) -> None:
+        super().__init__(qtype, **settings)
         self.momentum = self.options["momentum"]
         if not 0 <= self.momentum < 1:
             raise CalibrationError(

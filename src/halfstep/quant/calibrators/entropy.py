@@ -28,7 +28,7 @@ values times a factor that is no power of two fall into other bins, and alpha ma
 one of them.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -47,15 +47,8 @@ class Entropy(Calibrator):
     per_channel = False
     remembers = ("histogram",)
 
-    def __init__(
-        self,
-        qtype: QType,
-        *,
-        axis: int | None = None,
-        symmetric: bool = False,
-        **options: float,
-    ) -> None:
-        super().__init__(qtype, axis=axis, symmetric=symmetric, **options)
+    def __init__(self, qtype: QType, **settings: Any) -> None:
+        super().__init__(qtype, **settings)
         self.histogram = Histogram()
 
     def _observe(self, values: torch.Tensor, low: Range, high: Range) -> None:

@@ -18,17 +18,22 @@ The ends are searched over factors of the observed ends, on a logarithmic grid t
 around the best pair: by octaves, then by 1/4, 1/16 and 1/64 of an octave. A symmetric grid has one
 factor, of the largest magnitude.
 
-Per channel, the sum is over the values themselves, and the factor, one for both ends, is one of
-1/80, 2/80, ... 80/80.
+Per channel or group, the sum is over the values themselves, and the factor, one for both ends, is
+one of 1/80, 2/80, ... 80/80.
 
-Both searches include the observed range, widened to hold zero: the result is never worse than
+With a power-of-two scale, ``Q`` is the grid that rounding the scale up gives, so the error decides
+between neighbouring powers. Per tensor, nine powers are tried from the one that clips nothing on
+downwards, each with its best zero point: how much a zero point clips is convex in it, so steps of
+64, 16, 4 and 1 (for 8 bits) find it. Per channel, the factors are 1, 1/2, ... 1/256.
+
+All searches include the observed range, widened to hold zero: the result is never worse than
 min-max by this measure. Among equals a wider range wins.
 
 Deviations: the paper leaves the search open. The bin around zero counts as free of error: it is
 mostly exact zeros, which every grid represents.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -44,6 +49,9 @@ REFINEMENTS = (1.0, 1 / 4, 1 / 16, 1 / 64)
 FACTORS = np.arange(80, 0, -1) / 80
 """Factors of the range that are tried per channel."""
 
+HALVINGS = 0.5 ** np.arange(9)
+"""Factors that are tried of a power-of-two scale."""
+
 # Quantized at a time per channel, candidates times values: 4 MiB of float32.
 CHUNK = 1 << 20
 
@@ -54,15 +62,8 @@ class Mse(Calibrator):
     channels_at_once = True
     remembers = ("histogram",)
 
-    def __init__(
-        self,
-        qtype: QType,
-        *,
-        axis: int | None = None,
-        symmetric: bool = False,
-        **options: float,
-    ) -> None:
-        super().__init__(qtype, axis=axis, symmetric=symmetric, **options)
+    def __init__(self, qtype: QType, **settings: Any) -> None:
+        super().__init__(qtype, **settings)
         self.histogram = Histogram()
         self.channel_factors: Range = np.ones(0)
 
@@ -80,11 +81,11 @@ class Mse(Calibrator):
         low, high = np.minimum(self.low, 0), np.maximum(self.high, 0)
         if self.axis is not None:
             return self._shrink(low, high, self.channel_factors, self.channel_factors)
-        return self._search(low, high)
+        return self._search_pow2(low, high) if self.pow2 else self._search(low, high)
 
     def squared_error(self, low: Range, high: Range) -> Range:
         """The squared error, summed over the histogram, of each range in 1-D arrays of ranges."""
-        grid = Affine.from_range(low, high, self.qtype, axis=0, symmetric=self.symmetric)
+        grid = self._grid(low, high)
         scales = grid.scale.astype(np.float64)
         edges, changes = self._density_changes()
         sums = [
@@ -93,6 +94,12 @@ class Mse(Calibrator):
         ]
         errors: Range = np.array(sums) * _cube(scales) / self.histogram.width
         return errors
+
+    def _grid(self, low: Range, high: Range) -> Affine:
+        """The grids of ranges in 1-D arrays of them."""
+        return Affine.from_range(
+            low, high, self.qtype, axis=0, symmetric=self.symmetric, pow2=self.pow2
+        )
 
     def _antiderivative(self, codes: Range) -> Range:
         """``G`` of real-valued codes."""
@@ -124,6 +131,28 @@ class Mse(Calibrator):
             steps = np.arange(4, -5, -1)
         return self._shrink(low, high, *(2.0**best))
 
+    def _search_pow2(self, low: Range, high: Range) -> tuple[Range, Range]:
+        """The best power of two with its best zero point, as the part of the range that it has."""
+        qmin, qmax = self.qtype.qmin, self.qtype.qmax
+        top = self._grid(low[None], high[None])
+        scales, zeros = float(top.scale[0]) * HALVINGS, np.repeat(top.zero_point, HALVINGS.size)
+        fixed = self.symmetric or low == 0 or high == 0
+        around = np.zeros(1, np.int32) if fixed else np.arange(-4, 5)
+        # The first step reaches every code from every other.
+        for power in range(0 if fixed else (self.qtype.bits - 1) // 2, -1, -1):
+            tried = np.clip(zeros[:, None] + 4**power * around, qmin, qmax)
+            ends = (
+                np.maximum(low, scales[:, None] * (qmin - tried)),
+                np.minimum(high, scales[:, None] * (qmax - tried)),
+            )
+            errors = self.squared_error(*(end.ravel() for end in ends)).reshape(tried.shape)
+            zeros = tried[np.arange(len(tried)), errors.argmin(axis=1)]
+        best = np.unravel_index(errors.argmin(), errors.shape)
+        # The zero point of the whole range is rounded, which may cut off part of a step.
+        found = np.append(low, ends[0][best]), np.append(high, ends[1][best])
+        winner = self.squared_error(*found).argmin()
+        return found[0][winner], found[1][winner]
+
     def _shrink(
         self, low: Range, high: Range, low_factor: Range, high_factor: Range
     ) -> tuple[Range, Range]:
@@ -134,22 +163,23 @@ class Mse(Calibrator):
         return np.maximum(low, -largest), np.minimum(high, largest)
 
     def _best_factors(self, values: torch.Tensor, low: Range, high: Range) -> Range:
-        """The factor with the smallest error for each row of ``values``."""
-        factors = FACTORS[:, None]
-        ends = self._shrink(np.minimum(low, 0), np.maximum(high, 0), factors, factors)
-        grid = Affine.from_range(
-            ends[0].ravel(), ends[1].ravel(), self.qtype, axis=0, symmetric=self.symmetric
-        )
-        shape = (len(FACTORS), len(values), 1)
+        """The factor with the smallest error for each row, the last axis of ``values``."""
+        tried = HALVINGS if self.pow2 else FACTORS
+        factors = tried[:, None]
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        ends = self._shrink(low.ravel(), high.ravel(), factors, factors)
+        grid = self._grid(ends[0].ravel(), ends[1].ravel())
+        rows = values.flatten(end_dim=-2)
+        shape = (len(tried), len(rows), 1)
         scales = torch.tensor(grid.scale, device=values.device).reshape(shape)
         zero_points = torch.tensor(grid.zero_point, device=values.device).reshape(shape)
         errors = []
-        for some in torch.split(torch.arange(len(FACTORS)), max(1, CHUNK // values.numel())):
+        for some in torch.split(torch.arange(len(tried)), max(1, CHUNK // rows.numel())):
             scale, zero_point = scales[some], zero_points[some]
-            steps = (values / scale).round_()
+            steps = (rows / scale).round_()
             steps.clamp_(self.qtype.qmin - zero_point, self.qtype.qmax - zero_point)
-            errors.append(steps.mul_(scale).sub_(values).square_().sum(-1, dtype=torch.float64))
-        best: Range = FACTORS[torch.cat(errors).cpu().numpy().argmin(axis=0)]
+            errors.append(steps.mul_(scale).sub_(rows).square_().sum(-1, dtype=torch.float64))
+        best: Range = tried[torch.cat(errors).cpu().numpy().argmin(axis=0)].reshape(low.shape)
         return best
 
 

@@ -14,7 +14,7 @@ linear interpolation between neighbours.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -29,18 +29,12 @@ class Percentile(Calibrator):
     """Clips the largest magnitudes; 100 is the same as min-max."""
 
     defaults: ClassVar[Mapping[str, float]] = {"percentile": 99.99}
+    per_group = False
     channels_at_once = True
     remembers = ("histogram",)
 
-    def __init__(
-        self,
-        qtype: QType,
-        *,
-        axis: int | None = None,
-        symmetric: bool = False,
-        **options: float,
-    ) -> None:
-        super().__init__(qtype, axis=axis, symmetric=symmetric, **options)
+    def __init__(self, qtype: QType, **settings: Any) -> None:
+        super().__init__(qtype, **settings)
         self.percentile = self.options["percentile"]
         if not 0 < self.percentile <= 100:
             raise CalibrationError(f"percentile={self.percentile}: give more than 0, at most 100")

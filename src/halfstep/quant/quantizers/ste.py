@@ -22,9 +22,15 @@ class StraightThrough(Quantizer):
     zero_point: Tensor
     found: Tensor
 
-    def __init__(self, site: str, spec: QuantSpec, n_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        site: str,
+        spec: QuantSpec,
+        n_channels: int | None = None,
+        n_groups: int | None = None,
+    ) -> None:
         super().__init__(site, spec)
-        shape = () if n_channels is None else (n_channels,)
+        shape = [n for n in (n_channels, n_groups) if n is not None]
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("zero_point", torch.zeros(shape))
         self.register_buffer("found", torch.tensor(False))
@@ -33,15 +39,16 @@ class StraightThrough(Quantizer):
         """See ``halfstep.quant.functional.fake_quantize``."""
         if not self.found:
             raise not_calibrated(self.site)
-        qtype = self.spec.qtype
-        return fake_quantize(x, self.scale, self.zero_point, qtype.qmin, qtype.qmax, self.spec.axis)
+        qtype, axis, size = self.spec.qtype, self.spec.axis, self.spec.group_size
+        return fake_quantize(x, self.scale, self.zero_point, qtype.qmin, qtype.qmax, axis, size)
 
     def grid(self) -> Affine:
         """The grid in the buffers."""
         if not self.found:
             raise not_calibrated(self.site)
         scale, zero_point = self.scale.cpu().numpy(), self.zero_point.cpu().numpy()
-        return Affine(self.spec.qtype, scale, zero_point.astype("int32"), self.spec.axis)
+        spec = self.spec
+        return Affine(spec.qtype, scale, zero_point.astype("int32"), spec.axis, spec.group_size)
 
     def set_grid(self, grid: Affine) -> None:
         """Copy the grid into the buffers."""
