@@ -14,7 +14,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 VAGUE_NAMES = frozenset({"helpers", "misc", "util", "utils"})
 
-PLAIN = frozenset({"errors", "journal", "catalog", "files", "progress", "verdict"})
+PLAIN = frozenset({"errors", "journal", "catalog", "choices", "files", "progress", "verdict"})
 """Units that any other may import, ``core`` aside, which needs errors alone."""
 
 EVERYTHING = frozenset({"*"})
@@ -22,6 +22,7 @@ EVERYTHING = frozenset({"*"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "catalog": frozenset({"errors"}),
+    "choices": frozenset({"errors"}),
     "journal": frozenset({"errors", "catalog"}),
     "files": frozenset({"errors"}),
     "progress": frozenset({"errors"}),
@@ -35,9 +36,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     # the training world
     "quant": PLAIN | {"core"},
     "graph": PLAIN | {"core", "quant", "data"},
-    "ptq": PLAIN | {"core", "quant", "graph"},
+    "ptq": PLAIN | {"core", "quant", "graph", "data"},
     "training": PLAIN | {"core", "quant", "graph"},
-    "search": PLAIN | {"core", "quant", "graph"},
+    "search": PLAIN | {"core", "quant", "graph", "data"},
     "data": PLAIN,
     "weights": PLAIN,
     # between the two
@@ -52,6 +53,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "saved": EVERYTHING,
     "sources": EVERYTHING,
     "options": EVERYTHING,
+    "job": EVERYTHING,
     "recipes": EVERYTHING,
     "report": EVERYTHING,
     "cli": EVERYTHING,

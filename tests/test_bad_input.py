@@ -87,6 +87,24 @@ def test_a_non_finite_example_is_named() -> None:
         quantized(seeded(Residual()), [data])
 
 
+def test_an_empty_batch_is_refused_by_the_engine_and_by_verify(tmp_path: Path) -> None:
+    made = lowered(Residual(), normal_inputs(IMAGE))
+    empty = np.zeros((0, *IMAGE), np.float32)
+    wanted = "^x: asked for at least one sample, found an empty batch; leave it out$"
+    for backend in ("numpy", "torch"):
+        with pytest.raises(DataError, match=wanted):
+            hs.Engine(made.program, backend).run([empty])
+    with pytest.raises(DataError, match=wanted):
+        hs.verify(made.program, made.export(tmp_path), [batch(), empty])
+
+
+@pytest.mark.parametrize("labels", [["cat"] * 4, [{"box": 1}] * 4, "cat"])
+def test_labels_that_are_no_numbers_are_refused(labels: Any) -> None:
+    wanted = "^batch 1: labels: asked for numbers, such as a class index a sample, found "
+    with pytest.raises(DataError, match=wanted):
+        quantized(seeded(Residual()), [(batch(), torch.arange(4)), (batch(1), labels)])
+
+
 def test_infinity_that_arises_inside_the_model_is_named_by_its_site() -> None:
     model = Residual()
     seeded(model)

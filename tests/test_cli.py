@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,9 +13,11 @@ from onnx import numpy_helper
 from typer.testing import CliRunner, Result
 
 from halfstep import cli
+from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.plan import Plan
 from halfstep.journal import Journal, Record
 from halfstep.program.serialize import load_program
+from halfstep.recipes.ptq import ptq
 from halfstep.report.latency import Gain, interleaved_minimum
 from halfstep.report.table import ending
 from halfstep.verdict import SiteReport, Verdict
@@ -36,6 +39,18 @@ def other():
 def islands():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+
+def pool():
+    return nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
+
+def breaks_off():
+    for seed in range(3):
+        if seed == 2:
+            raise OSError("the disk is gone")
+        yield torch.randn(4, 3, 8, 8)
+
+def one_batch():
+    return [torch.randn(4, 3, 8, 8)]
 """
 NORMALIZED = ["--mean", "0.5,0.4,0.3", "--std", "0.25"]
 SAVED_FILES = {
@@ -175,7 +190,7 @@ def test_choices_reach_the_plan_and_the_program(folder: Path) -> None:
     data = ["--data", folder / "data.npz", *NORMALIZED]
     result = run("quantize", f"{folder}/net.py:tiny", *data, *types, *methods, *where)
     assert result.exit_code == 0, result.output
-    assert "not verified: target 'reference' has no artifact; 100.00% of the MACs" in result.output
+    assert "has no artifact; integer MACs: 100.00% planned" in result.output
     specs = Plan.load(folder / "choices" / "plan.yaml").specs
     assert str(specs["0:weight"]) == "int6 per-tensor percentile symmetric"
     assert str(specs["0:out"]) == "uint7 per-tensor mse"
@@ -220,6 +235,83 @@ def test_an_error_is_one_line_and_exit_code_2(
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and text in line
     assert result.stdout == "" and not (folder / "never").exists()
+
+
+@pytest.mark.parametrize("option", ["--data", "--test-data"])
+def test_a_loader_that_raises_is_named_with_its_batch(option: str, folder: Path) -> None:
+    net = folder / "net.py"
+    data = {"--data": f"{net}:one_batch", option: f"{net}:breaks_off"}
+    given = [word for pair in data.items() for word in pair]
+    result = run("quantize", f"{net}:tiny", *given, "--out", folder / "never")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(
+        f"error: DATA {net}:breaks_off: batch 2: it failed: OSError: the disk is gone ({net}, line "
+    )
+    assert not (folder / "never").exists()
+
+
+def test_a_loader_that_raises_is_named_by_plan_and_verify(quantized: Result, folder: Path) -> None:
+    data = ["--data", f"{folder}/net.py:breaks_off"]
+    result = run("verify", folder / "out", *data)
+    assert result.exit_code == 2 and "batch 2: it failed: OSError: the disk" in result.stderr
+    assert run("plan", f"{folder}/net.py:tiny", *data).exit_code == 0, "one batch is enough"
+
+
+def test_a_model_without_multiplications_has_no_coverage(folder: Path) -> None:
+    source = [f"{folder}/net.py:pool", "--data", f"{folder}/net.py:one_batch"]
+    none = "none: it has no convolution, linear layer or matrix product"
+    assert f"integer MACs: {none}\n" in run("plan", *source).output
+    result = run("quantize", *source, "--out", folder / "pool")
+    assert result.exit_code == 0, result.output
+    assert f"integer MACs  {none}\n" in result.output and "100.00% planned" not in result.output
+    result = run("quantize", *source, "--target", "reference", "--out", folder / "pool")
+    assert f"has no artifact; integer MACs: {none}\n" in result.output
+
+
+def test_options_of_the_recipe_are_set_as_yaml(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def noting(
+        *given: Any, rounds: int = 3, rate: float = 0.1, word: str = "", **choices: Any
+    ) -> QuantizedModel:
+        asked.update(rounds=rounds, rate=rate, word=word, per_channel=choices["per_channel"])
+        return ptq(*given, **choices)
+
+    monkeypatch.setattr("halfstep.recipes.ptq.ptq", noting)
+    settings = ["rounds=5", "rate=1e-3", "word='12'", "per-channel=no"]
+    given = [word for setting in settings for word in ("--set", setting)]
+    data = ["--data", folder / "data.npz", *NORMALIZED, "--out", folder / "set"]
+    result = run("quantize", f"{folder}/net.py:tiny", *data, *given)
+    assert result.exit_code == 0, result.output
+    assert asked == {"rounds": 5, "rate": 1e-3, "word": "12", "per_channel": False}
+    assert "--set rounds=3" in run("list", "recipes").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--set", "nonsense=1"], "unknown ptq option 'nonsense': known are activations, calibr"),
+        (["--set", "calibratr=mse"], "'calibrator'"),
+        (["--set", "target=reference"], "unknown ptq option 'target'"),
+        (["--set", "per_channel=4"], "per_channel: asked for bool, found 4"),
+        (["--set", "weights"], "--set weights: write --set option=value"),
+        (["--set", "=3"], "--set =3: write --set option=value"),
+        (["--set", "weights=[4"], "--set weights=[4: '[4' is not YAML; quote it"),
+        (["--set", "weights=int4", "--set", "weights=int5"], "weights is given twice; keep one"),
+        (["--set", "weights=int4", "--weight-type", "int5"], "weights is given twice; keep one"),
+        (["--recipe", "ptqq", "--set", "a=1"], "unknown recipe 'ptqq': did you mean 'ptq'?"),
+    ],
+)
+def test_settings_that_are_refused(arguments: list[str], text: str, folder: Path) -> None:
+    data = ["--data", folder / "data.npz", *NORMALIZED, "--out", folder / "never"]
+    result = run("quantize", f"{folder}/net.py:tiny", *data, *arguments)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and text in line
+    assert not (folder / "never").exists()
 
 
 def test_a_plan_and_choices_exclude_each_other(quantized: Result, folder: Path) -> None:

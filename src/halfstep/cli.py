@@ -1,37 +1,33 @@
 """The command line: ``halfstep quantize | plan | verify | list | demo``."""
 
-import tempfile
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from torch import nn
 from typer.core import TyperGroup
 
-from halfstep.catalog import find
-from halfstep.core.execution import Execution
 from halfstep.data import example_of
 from halfstep.errors import DataError, HalfstepError
-from halfstep.graph.capture import Graph, capture
-from halfstep.graph.match import find_units
-from halfstep.graph.plan import Plan
+from halfstep.graph.capture import capture
 from halfstep.graph.planner import make_plan
 from halfstep.images import Preprocessing
+from halfstep.job import print_line, run_job
 from halfstep.options import (
     ActivationType,
     BatchSize,
     Calibrator,
     Data,
     FirstLast,
+    GroupSize,
     Mean,
     Model,
     PerTensor,
+    Pow2,
     Quiet,
     Samples,
+    Settings,
     Size,
     Std,
     TargetName,
@@ -39,14 +35,15 @@ from halfstep.options import (
     WeightType,
     chosen,
     preprocessing,
+    settings,
 )
-from halfstep.progress import Progress, on_terminal, silent
-from halfstep.quantize import peek, stages
-from halfstep.quantize import quantize as run_quantize
-from halfstep.report.latency import Gain, compare_with_float
+from halfstep.progress import on_terminal, silent
+from halfstep.quantize import peek
+from halfstep.recipes.choices import check_options
+from halfstep.report.coverage import planned_coverage
 from halfstep.report.listing import listing
 from halfstep.report.table import ending, verdict_text
-from halfstep.result import Result, check_replaceable
+from halfstep.result import check_replaceable
 from halfstep.saved import load_plan, model_stages, open_saved
 from halfstep.sources import load_data, load_model, samples_of
 from halfstep.verify import verify as run_verify
@@ -90,7 +87,10 @@ def quantize(  # noqa: PLR0913 (one parameter an option)
     calibrator: Calibrator = None,
     weight_calibrator: Calibrator = None,
     per_tensor: PerTensor = False,
+    group_size: GroupSize = None,
+    pow2: Pow2 = False,
     first_last: FirstLast = None,
+    options: Settings = None,
     plan: Annotated[Path | None, typer.Option(help="instead of types: a plan.yaml")] = None,
     test_data: Annotated[str | None, typer.Option(help="verify on this, not on DATA")] = None,
     samples: Samples = None,
@@ -104,20 +104,24 @@ def quantize(  # noqa: PLR0913 (one parameter an option)
     check_replaceable(out)
     choices = chosen(
         per_tensor,
+        pow2,
         weights=weight_type,
         activations=activation_type,
         calibrator=calibrator,
         weight_calibrator=weight_calibrator,
+        group_size=group_size,
         first_last=first_last,
     )
     if plan is not None:
         choices["plan"] = load_plan(plan)
+    asked = settings(options, choices)
+    check_options(recipe, asked)
     images = preprocessing(size, mean, std, batch_size)
     test = None if test_data is None else load_data(test_data, images)
     calibration = load_data(data, images)
     loaded = load_model(model, weights)
-    choices |= {"target": target, "recipe": recipe}
-    _quantize(loaded, calibration, test, out, samples, quiet, choices)
+    choices |= {"target": target, "recipe": recipe, **asked}
+    raise typer.Exit(run_job(loaded, calibration, test, out, samples, quiet, **choices))
 
 
 @app.command()
@@ -132,6 +136,8 @@ def plan(  # noqa: PLR0913 (one parameter an option)
     calibrator: Calibrator = None,
     weight_calibrator: Calibrator = None,
     per_tensor: PerTensor = False,
+    group_size: GroupSize = None,
+    pow2: Pow2 = False,
     first_last: FirstLast = None,
     out: Annotated[Path | None, typer.Option(help="write the plan as YAML, to edit it")] = None,
     size: Size = None,
@@ -142,22 +148,24 @@ def plan(  # noqa: PLR0913 (one parameter an option)
     """Show what would be done with every site of MODEL, what would stay float, and why."""
     choices = chosen(
         per_tensor,
+        pow2,
         weights=weight_type,
         activations=activation_type,
         calibrator=calibrator,
         weight_calibrator=weight_calibrator,
+        group_size=group_size,
         first_last=first_last,
     )
     head, _ = peek(load_data(data, preprocessing(size, mean, std, batch_size)))
     loaded = load_model(model, weights)
     graph = capture(loaded, example_of(head, loaded.forward, torch.as_tensor))
     made = make_plan(graph, target, **choices)
-    _print(str(made))
-    _print(f"not integer: {len(made.floats)} of {len(made.executions)} operations")
-    _print(f"integer MACs: {_planned_coverage(graph, made):.2%} planned")
+    print_line(str(made))
+    print_line(f"not integer: {len(made.floats)} of {len(made.executions)} operations")
+    print_line(f"integer MACs: {planned_coverage(graph, made)}")
     if out is not None:
         made.save(out)
-        _print(f"written to {out}")
+        print_line(f"written to {out}")
 
 
 @app.command()
@@ -182,7 +190,7 @@ def verify(  # noqa: PLR0913 (one parameter an option)
         loaded = load_model(model, weights)
         head, batches = peek(batches)
         compared = model_stages(opened, loaded, example_of(head, loaded.forward, torch.as_tensor))
-    shown = _progress(quiet)(batches, "verify")
+    shown = (silent if quiet else on_terminal)(batches, "verify")
     verdict = run_verify(
         opened.program,
         opened.artifact,
@@ -191,7 +199,7 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     )
     Console().print(verdict_text(verdict) if quiet else ending(verdict), soft_wrap=True)
     if compared and "fake-quantized" not in compared:
-        _print("no fake-quantized model: MODEL with the saved grids gives another program")
+        print_line("no fake-quantized model: MODEL with the saved grids gives another program")
     raise typer.Exit(verdict.exit_code)
 
 
@@ -221,72 +229,7 @@ def demo(
     calibration = load_data(f"{data}:calibration", images)
     test = load_data(f"{data}:test", images)
     loaded = load_model(f"{model}:resnet20")
-    _quantize(loaded, calibration, test, out, None, quiet, {})
-
-
-def _quantize(
-    model: nn.Module,
-    data: Iterable[Any],
-    test: Iterable[Any] | None,
-    out: Path,
-    samples: int | None,
-    quiet: bool,
-    choices: dict[str, Any],
-) -> None:
-    """The whole job: quantize, verify, save, report; the exit code is the verdict's."""
-    progress = _progress(quiet)
-    held = 0 if test is not None else samples or 64
-    result = run_quantize(model, data, verify_samples=held, progress=progress, **choices)
-    if test is not None and result.artifact is not None:
-        result = _verified(result, model, progress(test, "verify"), samples)
-    result.save(out)
-    if result.verdict is None:
-        coverage = f"{result.program.integer_coverage():.2%} of the MACs in integers"
-        _print(f"not verified: target '{result.program.target}' has no artifact; {coverage}")
-    elif quiet:
-        Console().print(verdict_text(result.verdict), soft_wrap=True)
-    else:
-        gain = _gain(result)
-        Console().print(ending(result.verdict, gain, result.journal), soft_wrap=True)
-    if not quiet:
-        _print(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    raise typer.Exit(result.verdict.exit_code if result.verdict else 0)
-
-
-def _verified(result: Result, model: nn.Module, data: Iterable[Any], samples: int | None) -> Result:
-    """``result`` with the verdict on other data than it was calibrated on."""
-    assert result.artifact is not None
-    name, content = result.artifact
-    with tempfile.TemporaryDirectory() as folder, result.journal.step("verify"):
-        path = Path(folder) / name
-        path.write_bytes(content)
-        batches = samples_of(data, result.program.inputs, samples)
-        verdict = run_verify(result.program, path, batches, stages=stages(model, result.model))
-    return replace(result, verdict=verdict)
-
-
-def _gain(result: Result) -> Gain | str:
-    with result.journal.step("compare"):
-        try:
-            return compare_with_float(result)
-        except HalfstepError as error:
-            return str(error)
-
-
-def _planned_coverage(graph: Graph, made: Plan) -> float:
-    """The share of multiply-accumulates that the plan puts on integer kernels."""
-    units = find_units(graph.module, find("target", made.target).fused_activations).units
-    total = sum(unit.macs for unit in units)
-    integer = (u.macs for u in units if made.executions[u.name] is Execution.INTEGER)
-    return sum(integer) / total if total else 1.0
-
-
-def _progress(quiet: bool) -> Progress:
-    return silent if quiet else on_terminal
-
-
-def _print(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(run_job(loaded, calibration, test, out, None, quiet))
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from halfstep.errors import DataError
 
 T = TypeVar("T")
@@ -37,16 +39,55 @@ def batches(
 def example_of(
     batch: Any, forward: Callable[..., Any], convert: Callable[[Any], T]
 ) -> dict[str, T] | tuple[T, ...]:
-    """The inputs within a batch: without labels, where ``forward`` has no argument for them."""
-    parameters = inspect.signature(forward).parameters.values()
+    """The inputs in the first batch: without labels, where ``forward`` has no argument for them.
+
+    Raises:
+        DataError: a value that cannot be converted, or values that ``forward`` cannot be called
+            with.
+    """
+    signature = inspect.signature(forward)
     if isinstance(batch, Mapping):
-        return {p.name: convert(batch[p.name]) for p in parameters if p.name in batch}
-    if not isinstance(batch, tuple | list):
-        return (convert(batch),)
+        return _named_example(batch, signature, convert)
+    values = batch if isinstance(batch, tuple | list) else (batch,)
+    parameters = signature.parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
-    with_labels = len(batch) > 1 and len(batch) != len(required)
-    return tuple(convert(value) for value in (batch[:-1] if with_labels else batch))
+    with_labels = len(values) > 1 and len(values) != len(required)
+    values = values[:-1] if with_labels else values
+    try:
+        names = list(signature.bind(*values).arguments)
+    except TypeError as error:
+        without = " without the labels at their end" if with_labels else ""
+        raise DataError(
+            f"batch 0: it holds {len(values)} values{without}, and {_call(signature)} cannot take "
+            f"them: {error}"
+        ) from error
+    names += [str(place) for place in range(len(names), len(values))]  # of a forward(*inputs)
+    pairs = zip(names, values, strict=False)
+    return tuple(_converted(value, f"{name}:in: batch 0", convert) for name, value in pairs)
+
+
+def _named_example(
+    batch: Mapping[str, Any], signature: inspect.Signature, convert: Callable[[Any], T]
+) -> dict[str, T]:
+    names = [name for name in signature.parameters if name in batch]
+    try:
+        signature.bind(**{name: batch[name] for name in names})
+    except TypeError as error:
+        raise DataError(
+            f"batch 0: its keys are {sorted(map(str, batch))}, and {_call(signature)} cannot take "
+            f"them: {error}"
+        ) from error
+    if not names:
+        raise DataError(
+            f"batch 0: none of its keys {sorted(map(str, batch))} is an argument of "
+            f"{_call(signature)}; rename them"
+        )
+    return {name: _converted(batch[name], f"{name}:in: batch 0", convert) for name in names}
+
+
+def _call(signature: inspect.Signature) -> str:
+    return f"the model's forward({', '.join(map(str, signature.parameters))})"
 
 
 def _batch(
@@ -59,23 +100,54 @@ def _batch(
             raise DataError(f"batch {index}: no {missing}; it has {sorted(map(str, batch))}")
         values = [batch[name] for name in inputs]
         labels = next((batch[name] for name in LABELS if name in batch), None)
-    elif isinstance(batch, tuple | list):
-        if len(batch) not in (len(inputs), len(inputs) + 1):
+    else:
+        given = batch if isinstance(batch, tuple | list) else (batch,)
+        if len(given) not in (len(inputs), len(inputs) + 1):
             raise DataError(
                 f"batch {index}: asked for {len(inputs)} inputs ({', '.join(inputs)}), with or "
-                f"without labels; found {len(batch)} values"
+                f"without labels; found {len(given)} values"
             )
-        values = list(batch[: len(inputs)])
-        labels = batch[-1] if len(batch) > len(inputs) else None
-    else:
-        values = [batch]
-    found = []
-    for name, value in zip(inputs, values, strict=True):
-        try:
-            found.append(convert(value))
-        except (TypeError, ValueError, RuntimeError) as error:
-            kind = type(value).__name__
-            raise DataError(
-                f"{name}:in: batch {index}: asked for a tensor, found {kind}"
-            ) from error
-    return tuple(found), None if labels is None else convert(labels)
+        values = list(given[: len(inputs)])
+        labels = given[-1] if len(given) > len(inputs) else None
+    found = tuple(
+        _converted(value, f"{name}:in: batch {index}", convert)
+        for name, value in zip(inputs, values, strict=True)
+    )
+    return found, None if labels is None else _labels(labels, index, convert)
+
+
+def _converted(value: Any, where: str, convert: Callable[[Any], T]) -> T:
+    try:
+        return convert(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{where}: asked for a tensor, found {_described(value)} ({_first_line(error)})"
+        ) from error
+
+
+def _labels(labels: Any, index: int, convert: Callable[[Any], T]) -> T:
+    """Labels as numbers; what numpy takes for an array of strings or objects is refused as well."""
+    try:
+        found = convert(labels)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or (isinstance(found, np.ndarray) and found.dtype.kind not in "biuf"):
+        raise DataError(
+            f"batch {index}: labels: asked for numbers, such as a class index a sample, found "
+            f"{_described(labels)}; map them to numbers, or yield the inputs alone"
+        )
+    return found
+
+
+def _described(value: Any) -> str:
+    """The type of a value, and of what it holds."""
+    name = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"{name} of {value.dtype}"
+    if isinstance(value, list | tuple) and value:
+        return f"{name} of {type(value[0]).__name__}"
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

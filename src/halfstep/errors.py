@@ -59,11 +59,13 @@ class UnknownNameError(HalfstepError):
     """A name that no catalog, table or graph knows."""
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for ``name``, with the nearest known names as a suggestion."""
+def unknown_name(
+    what: str, name: str, known: Iterable[str], *, list_all: bool = False
+) -> UnknownNameError:
+    """The error for ``name``, with the nearest known names as a suggestion, or else with all."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return UnknownNameError(
-        f"unknown {what} {name!r}: {hint or 'known are ' + ', '.join(names or ['none'])}"
-    )
+    hints = [f"did you mean {' or '.join(map(repr, near))}?"] if near else []
+    if list_all or not near:
+        hints.append(f"known are {', '.join(names or ['none'])}")
+    return UnknownNameError(f"unknown {what} {name!r}: {' '.join(hints)}")

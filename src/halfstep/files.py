@@ -1,6 +1,7 @@
 """Files that are complete or absent, and folders as well."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from halfstep.errors import ExportError
+
+_PART = ".part"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -17,7 +20,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         ExportError: the folder is missing, not writable or full; nothing is left behind.
     """
     real = _regular(path)
-    temporary = real.with_name(f".{real.name}.{os.getpid()}.part")
+    temporary = real.with_name(f".{real.name}.{os.getpid()}{_PART}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -35,24 +38,28 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write into a temporary folder beside ``path``, then rename it.
 
-    An existing folder is replaced only when the new one is complete.
+    An existing folder is replaced only when the new one is complete. What earlier saves left
+    behind because they were killed is removed.
 
     Raises:
         ExportError: the folder cannot be written; what stood there before is still there.
     """
     path = path.resolve()
-    temporary: Path | None = None
+    workplace: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-        fill(temporary)
-        temporary.chmod(0o755)
-        _swap(temporary, path)
+        prefix = f".{path.name}.{os.getpid()}."
+        workplace = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=_PART))
+        new = workplace / "new"
+        new.mkdir()
+        fill(new)
+        _swap(new, path, workplace / "old")
+        _remove_leftovers(path, workplace)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if workplace is not None:
+            shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _regular(path: Path) -> Path:
@@ -63,20 +70,35 @@ def _regular(path: Path) -> Path:
     return real
 
 
-def _swap(new: Path, path: Path) -> None:
+def _swap(new: Path, path: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``path``, which becomes ``old``."""
     if not path.exists():
         new.rename(path)
         return
     if not path.is_dir():
         raise NotADirectoryError(20, "exists and is not a folder", str(path))
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
     path.rename(old)
     try:
         new.rename(path)
     except BaseException:
         old.rename(path)
         raise
-    shutil.rmtree(old)
+
+
+def _remove_leftovers(path: Path, workplace: Path) -> None:
+    """Remove what other saves to ``path`` left behind, unless their process still runs."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.[^.]+{re.escape(_PART)}")
+    for folder in path.parent.iterdir():
+        found = name.fullmatch(folder.name)
+        if found and folder != workplace and not _runs_elsewhere(int(found[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs_elsewhere(process: int) -> bool:
+    """Whether another process runs under this number; where that cannot be seen, one may."""
+    processes = Path("/proc")
+    visible = (processes / "self").exists()
+    return process != os.getpid() and (not visible or (processes / str(process)).exists())
 
 
 def _cannot_write(path: Path, error: OSError) -> ExportError:

@@ -1,11 +1,14 @@
 """The options of the command line, and what they stand for in the library."""
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
-from halfstep.errors import DataError
+from halfstep.errors import DataError, PlanError
 from halfstep.images import Preprocessing
 
 Model = Annotated[
@@ -21,7 +24,17 @@ WeightType = Annotated[str | None, typer.Option(help="such as int8_narrow or int
 ActivationType = Annotated[str | None, typer.Option(help="such as uint8")]
 Calibrator = Annotated[str | None, typer.Option(help="see: halfstep list calibrators")]
 PerTensor = Annotated[bool, typer.Option("--per-tensor", help="one scale for all channels")]
+GroupSize = Annotated[int | None, typer.Option(help="one scale for so many inputs", min=1)]
+Pow2 = Annotated[bool, typer.Option("--pow2", help="scales are powers of two")]
 FirstLast = Annotated[str | None, typer.Option(help="type of the first and the last weights")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="OPTION=VALUE",
+        help="an option of the recipe, see: halfstep list recipes; may be repeated",
+    ),
+]
 Size = Annotated[int | None, typer.Option(help="resize and crop images to a square", min=1)]
 Mean = Annotated[str | None, typer.Option(help="of images scaled to 0..1, such as 0.5,0.4,0.4")]
 Std = Annotated[str | None, typer.Option(help="of images scaled to 0..1, such as 0.2,0.2,0.2")]
@@ -30,10 +43,43 @@ Samples = Annotated[int | None, typer.Option(help="verify on so many samples", m
 Quiet = Annotated[bool, typer.Option("--quiet", help="print the verdict alone")]
 
 
-def chosen(per_tensor: bool, **given: str | None) -> dict[str, Any]:
+def chosen(per_tensor: bool, pow2: bool, **given: str | int | None) -> dict[str, Any]:
     """What was asked for, by the names that ``make_plan`` has for it."""
     choices: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return choices | ({"per_channel": False} if per_tensor else {})
+    choices |= {"per_channel": False} if per_tensor else {}
+    return choices | ({"pow2": True} if pow2 else {})
+
+
+def settings(given: Sequence[str] | None, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--set option=value`` stands for, with values read as YAML.
+
+    Args:
+        given: the texts behind ``--set``.
+        choices: what other options of the command line ask for already.
+
+    Raises:
+        PlanError: a text of another form, or an option that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not name or not equals:
+            raise PlanError(f"--set {text}: write --set option=value")
+        if name in found or name in choices:
+            raise PlanError(f"--set {text}: {name} is given twice; keep one")
+        found[name] = _yaml(text, value)
+    return found
+
+
+def _yaml(text: str, value: str) -> Any:
+    """A value as YAML has it, and ``1e-3``, which YAML takes for a word, as a number."""
+    if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value.strip()):
+        return float(value)
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise PlanError(f"--set {text}: {value!r} is not YAML; quote it") from error
 
 
 def preprocessing(

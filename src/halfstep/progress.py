@@ -1,6 +1,7 @@
 """How long work shows that it goes on: a bar on a terminal, nothing elsewhere."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
+from operator import length_hint
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -29,9 +30,5 @@ def on_terminal(items: Iterable[T], what: str, total: int | None = None) -> Iter
     if not console.is_terminal:
         yield from items
         return
-    known = total if total is not None else _length(items)
+    known = total if total is not None else length_hint(items) or None
     yield from track(items, what, total=known, console=console, transient=True)
-
-
-def _length(items: Iterable[T]) -> int | None:
-    return len(items) if isinstance(items, Sized) else None

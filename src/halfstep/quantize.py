@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from halfstep.errors import DataError
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.lower import lower
+from halfstep.program.ir import IntProgram
 from halfstep.progress import Progress, silent
+from halfstep.recipes.choices import check_options
 from halfstep.result import Result
 from halfstep.verdict import Verdict
 from halfstep.verify import Stage, Values, verify
@@ -44,8 +46,8 @@ def quantize(
         recipe: a name in the catalog.
         verify_samples: how many of the first samples the proof runs on; 0 skips it.
         progress: shows how far it is; ``halfstep.progress.on_terminal`` draws a bar.
-        **choices: of ``make_plan``: weights, activations, per_channel, calibrator,
-            weight_calibrator, first_last.
+        **choices: the recipe's own options, and those of ``make_plan``: weights, activations,
+            calibrator, ...
 
     Raises:
         HalfstepError: see ``halfstep.errors``; the message names the site.
@@ -55,35 +57,52 @@ def quantize(
         result.save("out")
     """
     table: Target = find("target", target)
+    check_options(recipe, choices, also=("target", "recipe", "verify_samples", "progress"))
     run = find("recipe", recipe)
     journal = Journal()
     head, whole = peek(data)
     held = _Held(verify_samples)
     example = example_of(head, model.forward, torch.as_tensor)
+    stream = held.watch(whole)
     quantized: QuantizedModel = run(
         model,
         example,
-        held.watch(whole),
+        stream,
         target=target,
         journal=journal,
         progress=progress,
         **choices,
     )
+    held.complete(stream)
     with journal.step("lower"):
         program = lower(quantized)
     if table.export is None:
         return Result(quantized, program, None, None, journal)
-    assert table.artifact is not None
+    compared = stages(model, quantized) if verify_samples else None
+    artifact, verdict = _proven(program, table, held, compared, journal)
+    return Result(quantized, program, artifact, verdict, journal)
+
+
+def _proven(
+    program: IntProgram,
+    target: Target,
+    held: "_Held",
+    compared: Mapping[str, Stage] | None,
+    journal: Journal,
+) -> tuple[tuple[str, bytes], Verdict | None]:
+    """The artifact and, with stages to compare, the verdict on it."""
+    assert target.export is not None and target.artifact is not None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / table.artifact
+        path = Path(folder) / target.artifact
         with journal.step("export") as record:
-            resolve(table.export)(program, path)
+            resolve(target.export)(program, path)
             record.facts["bytes"] = path.stat().st_size
         verdict: Verdict | None = None
-        if verify_samples:
-            with journal.step("verify", samples=verify_samples):
-                verdict = verify(program, path, held.first(), stages=stages(model, quantized))
-        return Result(quantized, program, (table.artifact, path.read_bytes()), verdict, journal)
+        if compared is not None:
+            with journal.step("verify") as record:
+                verdict = verify(program, path, held.first(), stages=compared)
+                record.facts["samples"] = verdict.samples
+        return (target.artifact, path.read_bytes()), verdict
 
 
 def stages(model: nn.Module, quantized: QuantizedModel) -> dict[str, Stage]:
@@ -142,6 +161,11 @@ class _Held:
                 self.missing -= _size(batch)
             yield batch
 
+    def complete(self, stream: Iterator[Any]) -> None:
+        """Read on, after a recipe that needed less data than the proof."""
+        while self.missing > 0 and next(stream, None) is not None:
+            pass
+
     def first(self) -> Iterator[Any]:
         """The kept batches, the last one cut to the number that was asked for."""
         for index, batch in enumerate(self.batches):
@@ -150,13 +174,20 @@ class _Held:
 
 
 def _cut(batch: Any, size: int) -> Any:
-    if isinstance(batch, dict):
-        return {name: value[:size] for name, value in batch.items()}
+    """The first ``size`` samples of a batch."""
+    if isinstance(batch, Mapping):
+        return {name: _cut_value(value, size) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(value[:size] for value in batch)
+        return tuple(_cut_value(value, size) for value in batch)
     return batch[:size]
 
 
+def _cut_value(value: Any, size: int) -> Any:
+    return value if value is None else value[:size]
+
+
 def _size(batch: Any) -> int:
-    first = next(iter(batch.values())) if isinstance(batch, dict) else batch
-    return len(first[0]) if isinstance(first, tuple | list) else len(first)
+    """The number of samples in a batch; 1 where it is none, which whoever reads it next says."""
+    values = list(batch.values()) if isinstance(batch, Mapping) else batch
+    first = values[0] if isinstance(values, tuple | list) and values else values
+    return len(first) if isinstance(first, Sized) else 1

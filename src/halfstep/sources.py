@@ -6,6 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from halfstep.data import batches
-from halfstep.errors import DataError, unknown_name
+from halfstep.errors import DataError, HalfstepError, unknown_name
 from halfstep.images import ArrayBatches, FolderBatches, Preprocessing
 from halfstep.weights import load_weights
 
@@ -59,7 +61,29 @@ def load_data(where: str, preprocessing: Preprocessing) -> Iterable[Any]:
         raise DataError(
             f"DATA {where}: asked for an iterable of batches, found {type(data).__name__}"
         )
-    return data
+    return _Named(data, where)
+
+
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """The batches of ``data``; what the user's own code raises meanwhile names the batch."""
+
+    data: Iterable[Any]
+    where: str
+
+    def __iter__(self) -> Iterator[Any]:
+        read = 0
+        try:
+            for batch in self.data:
+                yield batch
+                read += 1
+        except HalfstepError:
+            raise
+        except Exception as error:  # whatever the loader raises
+            raise _failure(f"DATA {self.where}: batch {read}: it failed", error) from error
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.data)
 
 
 def samples_of(
@@ -151,4 +175,7 @@ def _failure(what: str, error: Exception) -> DataError:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
     at = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-    return DataError(f"{what}: {type(error).__name__}: {error}{at}")
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:  # of a loader's worker
+        text = text.splitlines()[-1]
+    return DataError(f"{what}: {type(error).__name__}: {text}{at}")

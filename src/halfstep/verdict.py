@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+NO_MACS = "none: it has no convolution, linear layer or matrix product"
+
 
 class Status(StrEnum):
     """The three verdicts; the second is never reported as the first."""
@@ -52,7 +54,8 @@ class Verdict:
         cause: the first divergent operation and the class of its cause; empty if none.
         agreement: share of equal decisions (arg max of the first output) between two stages.
         accuracy: top-1 of each stage, where labels were given.
-        integer_coverage: share of multiply-accumulates that the program plans in integers.
+        integer_coverage: share of multiply-accumulates that the program plans in integers;
+            ``None`` if it has none.
         integer_in_runtime: the share that the runtime's fused graph really runs in integers.
         floats: operations that do not run on integer kernels, with the reason.
     """
@@ -64,8 +67,8 @@ class Verdict:
     cause: str = ""
     agreement: Mapping[str, float] = field(default_factory=dict)
     accuracy: Mapping[str, float] = field(default_factory=dict)
-    integer_coverage: float = 1.0
-    integer_in_runtime: float = 1.0
+    integer_coverage: float | None = None
+    integer_in_runtime: float | None = None
     floats: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -87,6 +90,13 @@ class Verdict:
         if largest == 0:
             return Status.EXACT
         return Status.BOUNDED if largest <= self.bound else Status.FAILED
+
+    @property
+    def coverage(self) -> str:
+        """How much runs in integers, for people."""
+        if self.integer_coverage is None or self.integer_in_runtime is None:
+            return NO_MACS
+        return f"{self.integer_coverage:.2%} planned, {self.integer_in_runtime:.2%} in the runtime"
 
     @property
     def exit_code(self) -> int:
@@ -119,10 +129,7 @@ class Verdict:
                 f"(largest distance {worst}): {', '.join(site.site for site in skipped[:6])}"
                 + (", ..." if len(skipped) > 6 else "")
             )
-        lines.append(
-            f"  integer multiply-accumulates: {self.integer_coverage:.2%} planned, "
-            f"{self.integer_in_runtime:.2%} in the runtime"
-        )
+        lines.append(f"  integer multiply-accumulates: {self.coverage}")
         for table, unit in ((self.accuracy, "top-1"), (self.agreement, "equal decisions")):
             lines += [f"  {unit}, {name}: {value:.2%}" for name, value in table.items()]
         return "\n".join(lines)

@@ -158,7 +158,7 @@ class _Comparison:
             agreement={name: n / self.samples for name, n in self.same.items()},
             accuracy={name: n / self.labelled for name, n in self.right.items()},
             integer_coverage=self.program.integer_coverage(),
-            integer_in_runtime=fused / total if total else 1.0,
+            integer_in_runtime=fused / total if total else None,
             floats=reasons,
         )
 

@@ -1,12 +1,8 @@
 """``torch.export`` with a dynamic batch, brought into the canonical form that the rest reads."""
 
-import copy
 import inspect
-import sysconfig
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +13,7 @@ from halfstep.errors import CaptureError, DataError, unknown_name
 from halfstep.graph.batchnorm import fold_batchnorm
 from halfstep.graph.canonical import canonicalize
 from halfstep.graph.constants import fold_constants
+from halfstep.graph.eager import first_line, is_users, run_eagerly, users_line
 from halfstep.graph.parameters import fold_computed_weights, separate_roles
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -56,22 +53,24 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
 
     Raises:
         CaptureError: the export refuses the model, or its graph computes something else.
+        DataError: the model itself cannot run on the example.
     """
     if only is not None:
         model = _submodule(model, only)
-    for name, parameter in model.named_parameters():
-        _check_float32(name, parameter.dtype)
+    _check_float32(model)
     was_training = model.training
     # Attention in one fused kernel rounds in another order than the operations that are captured.
     was_fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        args, kwargs = _two_samples(example_inputs, model)
-        module, output_spec = _export(model, args, kwargs)
-        example = (*args, *kwargs.values())
+        given, by_name = _named(example_inputs, model), isinstance(example_inputs, Mapping)
+        # Export would take a batch of 1 for a constant.
+        inputs = {name: value[[0, -1]].clone() for name, value in given.items()}
+        example = tuple(inputs.values())
+        expected = run_eagerly(model, inputs, given, by_name)
+        module, output_spec = _export(model, inputs, by_name)
         with torch.no_grad():
-            expected = copy.deepcopy(model)(*args, **kwargs)
             _compare(module, example, expected, tolerance=0.0)
             canonicalize(module)
             fold_constants(module)
@@ -93,35 +92,39 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         raise unknown_name("submodule", name, (n for n, _ in model.named_modules() if n)) from None
 
 
-def _two_samples(
-    example: Example, model: nn.Module
-) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Arguments with a batch of exactly 2: export would take a batch of 1 for a constant."""
-
-    def two(name: str, value: Any) -> Tensor:
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 0:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise CaptureError(
-                f"{name}:in: an example input must be a tensor with at least one sample on axis 0, "
-                f"found {found}"
-            )
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise DataError(f"{name}:in: batch 0: it holds NaN or infinity; clean the data")
-        _check_float32(f"{name}:in", value.dtype)
-        return value[[0, -1]].clone()
-
+def _named(example: Example, model: nn.Module) -> dict[str, Tensor]:
+    """The inputs by the names of the model's arguments, each with at least one sample."""
     if isinstance(example, Mapping):
-        return (), {name: two(name, value) for name, value in example.items()}
-    values = [example] if isinstance(example, Tensor) else list(example)
-    names = [*inspect.signature(model.forward).parameters, *map(str, range(len(values)))]
-    return tuple(two(name, value) for name, value in zip(names, values, strict=False)), {}
+        named: dict[str, Any] = dict(example)
+    else:
+        values = [example] if isinstance(example, Tensor) else list(example)
+        names = [*inspect.signature(model.forward).parameters, *map(str, range(len(values)))]
+        named = dict(zip(names, values, strict=False))
+    for name, value in named.items():
+        _check_example(name, value)
+    return named
+
+
+def _check_example(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 0:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise CaptureError(
+            f"{name}:in: an example input must be a tensor with at least one sample on axis 0, "
+            f"found {found}"
+        )
+    where = f"{name}:in: batch 0"
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        raise DataError(f"{where}: it holds NaN or infinity; clean the data")
+    if value.is_floating_point() and value.dtype != torch.float32:
+        raise DataError(f"{where}: asked for torch.float32, found {value.dtype}; convert it")
 
 
 def _export(
-    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+    model: nn.Module, inputs: dict[str, Tensor], by_name: bool
 ) -> tuple[fx.GraphModule, TreeSpec]:
     batch = {0: torch.export.Dim.DYNAMIC}
-    shapes: Any = dict.fromkeys(kwargs, batch) if kwargs else tuple(batch for _ in args)
+    args, kwargs = ((), inputs) if by_name else (tuple(inputs.values()), {})
+    shapes: Any = dict.fromkeys(kwargs, batch) if by_name else tuple(batch for _ in args)
     try:
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises errors of many unrelated types
@@ -151,36 +154,29 @@ def _check_batch_is_free(model: nn.Module, program: torch.export.ExportedProgram
             )
 
 
-def _check_float32(name: str, dtype: torch.dtype) -> None:
-    if dtype.is_floating_point and dtype != torch.float32:
-        raise CaptureError(
-            f"{name}: asked for float32, found {dtype}; use model.float() and float32 data"
-        )
+def _check_float32(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise CaptureError(
+                f"{name}: asked for float32, found {parameter.dtype}; use model.float() and "
+                "float32 data"
+            )
 
 
 def _refusal(model: nn.Module, error: Exception) -> str:
     """Which line of the model was refused, in torch's words, and what to do about it."""
-    user = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
-    where = (
-        f"{user[-1].filename}:{user[-1].lineno}: {user[-1].line}" if user else type(model).__name__
-    )
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if user == [] or "File " in str(error):
+    user = users_line(error)
+    where = user or type(model).__name__
+    if not user or "File " in str(error):
         lines = [line.strip() for line in str(error).splitlines() if 'File "' in line]
-        mine = [line for line in lines if _is_users(line.split('"')[1])]
+        mine = [line for line in lines if is_users(line.split('"')[1])]
         where = mine[-1] if mine else where
     return (
-        f"{type(model).__name__}: torch.export refuses the model at {where}\n  {first}\n"
+        f"{type(model).__name__}: torch.export refuses the model at {where}\n"
+        f"  {first_line(error)}\n"
         "Replace control flow that depends on data or on the batch size by torch.where or a "
         "fixed size, or capture a part: capture(model, example, only='backbone')."
     )
-
-
-def _is_users(filename: str) -> bool:
-    """Whether a file is neither of torch, nor of Python itself, nor of this package."""
-    libraries = (torch.__path__[0], str(Path(__file__).parents[1]))
-    of_python = filename.startswith(sysconfig.get_path("stdlib")) and "-packages" not in filename
-    return not of_python and not filename.startswith(libraries)
 
 
 def _compare(

@@ -1,10 +1,12 @@
 """Plan a graph: every operation by the rules of the target, every site with a spec."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 from halfstep.catalog import find
+from halfstep.choices import check_types
 from halfstep.core.execution import Execution
 from halfstep.core.qtype import QType
 from halfstep.core.spec import QuantSpec
@@ -54,9 +56,11 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
             with no more inputs, and that of a transposed convolution, has one scale a channel.
 
     Raises:
-        PlanError: the target does not accept a type, or must run integers only and cannot.
+        PlanError: the target does not accept a type, or must run integers only and cannot; or a
+            choice is not of its type.
         UnknownNameError: a name that is not in the catalog.
     """
+    check_types(locals(), inspect.signature(make_plan).parameters)
     table: Target = find("target", target)
     for name in (calibrator, weight_calibrator):
         find("calibrator", name)

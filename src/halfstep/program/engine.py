@@ -123,6 +123,11 @@ class Engine:
         }
         if len(batches) > 1:
             raise DataError(f"the inputs hold different numbers of samples: {sorted(batches)}")
+        if 0 in batches:
+            raise DataError(
+                f"{', '.join(named)}: asked for at least one sample, found an empty batch; leave "
+                "it out"
+            )
         return int(batches.pop()) if batches else 1
 
 

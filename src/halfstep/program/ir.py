@@ -141,11 +141,11 @@ class IntProgram:
         """Every computed tensor of codes, in order of execution."""
         return tuple(op.output for op in self.ops if self.tensors[op.output].grid is not None)
 
-    def integer_coverage(self) -> float:
-        """The share, 0 to 1, of multiply-accumulates on integer kernels; 1 if there are none."""
+    def integer_coverage(self) -> float | None:
+        """The share, 0 to 1, of multiply-accumulates on integer kernels; ``None`` without any."""
         total = sum(op.macs for op in self.ops)
         integer = sum(op.macs for op in self.ops if op.execution is Execution.INTEGER)
-        return integer / total if total else 1.0
+        return integer / total if total else None
 
     def __str__(self) -> str:
         constants = [str(t) for t in self.tensors.values() if t.data is not None]

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from halfstep.catalog import CATALOG, family
+from halfstep.catalog import CATALOG, Entry, family
 from halfstep.core.target import Target
 from halfstep.errors import unknown_name
+from halfstep.recipes.choices import own_options
 
 
 def listing(what: str = "") -> Iterator[Table]:
@@ -23,9 +24,18 @@ def listing(what: str = "") -> Iterator[Table]:
         for column in ("name", "what it is", "source"):
             table.add_column(column, overflow="fold")
         for entry in family(families[title]).values():
-            accepted = f"\n{_accepted(entry.load())}" if entry.family == "target" else ""
-            table.add_row(entry.name, entry.summary + accepted, entry.source)
+            table.add_row(entry.name, "\n".join([entry.summary, *_details(entry)]), entry.source)
         yield table
+
+
+def _details(entry: Entry) -> Iterator[str]:
+    """What a target accepts, and which options of its own a recipe has."""
+    if entry.family == "target":
+        yield _accepted(entry.load())
+    if entry.family == "recipe":
+        for name, parameter in own_options(entry.name).items():
+            if name != "plan":  # which the command line has an option for
+                yield f"--set {name}={parameter.default}"
 
 
 def _accepted(target: Target) -> str:

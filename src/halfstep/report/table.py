@@ -18,8 +18,7 @@ def ending(
     verdict: Verdict, gain: Gain | str = "", journal: Journal | None = None
 ) -> RenderableType:
     """Everything that a run found, as far as it is known; for a gain perhaps why it is not."""
-    planned, real = verdict.integer_coverage, verdict.integer_in_runtime
-    facts = [("integer MACs", f"{planned:.2%} planned, {real:.2%} in the runtime")]
+    facts = [("integer MACs", verdict.coverage)]
     facts += [("not integer", line) for line in _float_lines(verdict.floats)]
     if isinstance(gain, Gain):
         facts += _gain_lines(gain)

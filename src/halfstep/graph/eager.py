@@ -1,0 +1,104 @@
+"""The model as it is, run on the example: what does not fit, its own modules say best."""
+
+import copy
+import sysconfig
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfstep.errors import CaptureError, DataError
+
+
+def run_eagerly(
+    model: nn.Module, inputs: Mapping[str, Tensor], given: Mapping[str, Tensor], by_name: bool
+) -> Any:
+    """What ``model`` gives for its inputs; buffers that its forward changes stay as they were.
+
+    Args:
+        model: in eval mode.
+        inputs: two samples, in the order of the model's arguments.
+        given: the batch that they were taken from.
+        by_name: pass them by keyword.
+
+    Raises:
+        DataError: the forward raises; with its own words, the module that raised, and what the
+            data is.
+        CaptureError: it does so for two samples, and not for the whole batch.
+    """
+    probe = copy.deepcopy(model)
+    try:
+        return _outputs(probe, inputs, by_name)
+    except Exception as error:  # whatever the model's own code raises
+        words = _failure(probe, error)
+        if _runs(copy.deepcopy(model), given, by_name):
+            size = len(next(iter(given.values())))
+            raise CaptureError(
+                f"{type(model).__name__}: it runs on a batch of {size} samples, and not on one of "
+                f"2: {words}\nMake it do the same for every size."
+            ) from error
+        found = ", ".join(f"{name}: {_described(value)}" for name, value in inputs.items())
+        raise DataError(
+            f"batch 0: the model itself cannot run on it: {words}\n"
+            f"The data is {found}; axis 0 is the batch."
+        ) from error
+
+
+def _outputs(model: nn.Module, inputs: Mapping[str, Tensor], by_name: bool) -> Any:
+    with torch.no_grad():
+        return model(**inputs) if by_name else model(*inputs.values())
+
+
+def _runs(model: nn.Module, inputs: Mapping[str, Tensor], by_name: bool) -> bool:
+    try:
+        _outputs(model, inputs, by_name)
+    except Exception:  # whatever the model's own code raises
+        return False
+    return True
+
+
+def users_line(error: BaseException) -> str:
+    """The last line of the user's own code that an error went through; "" if there is none."""
+    own = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+
+
+def is_users(filename: str) -> bool:
+    """Whether a file is neither of torch, nor of Python itself, nor of this package."""
+    libraries = (torch.__path__[0], str(Path(__file__).parents[1]))
+    of_python = filename.startswith(sysconfig.get_path("stdlib")) and "-packages" not in filename
+    return not of_python and not filename.startswith(libraries)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _failure(model: nn.Module, error: Exception) -> str:
+    """Which module failed, in its own words, and where it was called."""
+    line = users_line(error)
+    at = f" ({line})" if line else ""
+    return f"{_failed_module(model, error)}: {type(error).__name__}: {first_line(error)}{at}"
+
+
+def _described(value: Tensor) -> str:
+    sizes = ", ".join(map(str, ("N", *value.shape[1:])))
+    return f"{str(value.dtype).removeprefix('torch.')} ({sizes})"
+
+
+def _failed_module(model: nn.Module, error: BaseException) -> str:
+    """The innermost module whose forward was running: its name, and itself if that is short."""
+    names = {module: name for name, module in model.named_modules()}
+    running = [model]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and owner in names:
+            running.append(owner)
+    text = str(running[-1])
+    text = type(running[-1]).__name__ if "\n" in text else text
+    name = names[running[-1]]
+    return f"{name} = {text}" if name else text

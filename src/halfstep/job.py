@@ -1,0 +1,90 @@
+"""The whole job of ``halfstep quantize`` and ``halfstep demo``, and what it prints."""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from halfstep.errors import HalfstepError
+from halfstep.progress import on_terminal, silent
+from halfstep.quantize import quantize, stages
+from halfstep.report.coverage import coverage_text
+from halfstep.report.latency import Gain, compare_with_float
+from halfstep.report.table import ending, verdict_text
+from halfstep.result import Result
+from halfstep.sources import samples_of
+from halfstep.verify import verify
+
+
+def run_job(
+    model: nn.Module,
+    data: Iterable[Any],
+    test: Iterable[Any] | None,
+    out: Path,
+    samples: int | None,
+    quiet: bool,
+    **choices: Any,
+) -> int:
+    """Quantize, verify, save and report.
+
+    Args:
+        model: the float model.
+        data: batches to calibrate on.
+        test: batches to verify on, instead of the first of ``data``.
+        out: the folder to write.
+        samples: how many samples to verify on.
+        quiet: print the verdict alone.
+        **choices: of ``halfstep.quantize``.
+
+    Returns:
+        The exit code, which is the verdict's.
+    """
+    progress = silent if quiet else on_terminal
+    held = 0 if test is not None else samples or 64
+    result = quantize(model, data, verify_samples=held, progress=progress, **choices)
+    if test is not None and result.artifact is not None:
+        result = _verified(result, model, progress(test, "verify"), samples)
+    result.save(out)
+    if result.verdict is None:
+        coverage = coverage_text(result.program.integer_coverage())
+        print_line(
+            f"not verified: target '{result.program.target}' has no artifact; integer MACs: "
+            f"{coverage}"
+        )
+    elif quiet:
+        Console().print(verdict_text(result.verdict), soft_wrap=True)
+    else:
+        gain = _gain(result)
+        Console().print(ending(result.verdict, gain, result.journal), soft_wrap=True)
+    if not quiet:
+        print_line(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    return result.verdict.exit_code if result.verdict else 0
+
+
+def print_line(text: str) -> None:
+    """Print ``text`` as it is."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _verified(result: Result, model: nn.Module, data: Iterable[Any], samples: int | None) -> Result:
+    """``result`` with the verdict on other data than it was calibrated on."""
+    assert result.artifact is not None
+    name, content = result.artifact
+    with tempfile.TemporaryDirectory() as folder, result.journal.step("verify"):
+        path = Path(folder) / name
+        path.write_bytes(content)
+        batches = samples_of(data, result.program.inputs, samples)
+        verdict = verify(result.program, path, batches, stages=stages(model, result.model))
+    return replace(result, verdict=verdict)
+
+
+def _gain(result: Result) -> Gain | str:
+    with result.journal.step("compare"):
+        try:
+            return compare_with_float(result)
+        except HalfstepError as error:
+            return str(error)
