@@ -54,6 +54,10 @@ CATALOG = (
     Entry("calibrator", "unit_interval", f"{_FOUND}.unit_interval:UnitInterval", "[0, 1)", _JACOB),
     Entry("quantizer", "ste", f"{_LEARNED}.ste:StraightThrough", "fixed grid", _KRISHNAMOORTHI),
     Entry("recipe", "ptq", "recipes.ptq:ptq", "fold, calibrate, lower", _KRISHNAMOORTHI),
+    Entry("recipe", "krishnamoorthi_ptq", "recipes.krishnamoorthi_ptq:krishnamoorthi_ptq",
+          "weights per channel, averaged ranges", _KRISHNAMOORTHI),
+    Entry("recipe", "jacob_int8", "recipes.jacob_int8:jacob_int8",
+          "weights per layer, averaged ranges", _JACOB),
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
 )

@@ -121,6 +121,31 @@ class FirstChannelForAll(Affine):
         return values if self.axis is None else values[:1]
 
 
+class GroupsAcrossChannels(Affine):
+    """Groups run along the channels instead of along the values of one."""
+
+    def spread(self, values: Array, shape: tuple[int, ...]) -> Array:
+        spread = super().spread(values, shape)
+        if self.group_size is None or self.axis is None:
+            return spread
+        apart = np.moveaxis(spread, self.axis, 0)
+        flat = apart.reshape(len(apart), -1)
+        turned = flat.T.reshape(apart.shape)
+        return np.moveaxis(turned, 0, self.axis)
+
+
+class GroupsOfEqualSize(Affine):
+    """Divides the values of a channel evenly, as if no group could be smaller than the others."""
+
+    def spread(self, values: Array, shape: tuple[int, ...]) -> Array:
+        if self.group_size is None or self.axis is None:
+            return super().spread(values, shape)
+        others = [size for i, size in enumerate(shape) if i != self.axis % len(shape)]
+        n, n_groups = int(np.prod(others)), values.shape[1]
+        each = values[:, np.arange(n) * n_groups // n]
+        return np.moveaxis(each.reshape(-1, *others), 0, self.axis)
+
+
 class LogarithmicPow2(Affine):
     """Rounds the scale up with a float32 logarithm, which cannot tell 8 from 8.000001."""
 
@@ -205,6 +230,42 @@ ACCUMULATOR_SPECIMENS = {
     "double_for_single": ("single_rounding", ACCUMULATOR["double_rounding"]),
     "float_for_double": ("double_rounding", ACCUMULATOR["float"]),
     "truncated_multiplier": ("single_rounding", _truncated_fixed_point),
+}
+
+
+# Sums of accumulators with different scales: (terms, scale_in, scale_out, zero_point)
+
+
+def _terms(terms: Any, si: Any, so: Any) -> list[Array]:
+    return [acc.astype(np.float32) * float_multiplier(si, sw, so) for acc, sw in terms]
+
+
+def sum_from_the_right(terms: Any, si: Any, so: Any, z: int) -> Array:
+    return np.rint(sum(_terms(terms, si, so)[::-1], np.float32(0))) + z
+
+
+def sum_in_float64(terms: Any, si: Any, so: Any, z: int) -> Array:
+    return np.rint(sum(t.astype(np.float64) for t in _terms(terms, si, so))) + z
+
+
+def sum_of_codes(terms: Any, si: Any, so: Any, z: int) -> Array:
+    return sum(np.rint(t) for t in _terms(terms, si, so)) + z
+
+
+def sum_without_the_last(terms: Any, si: Any, so: Any, z: int) -> Array:
+    return np.rint(sum(_terms(terms, si, so)[:-1], np.float32(0))) + z
+
+
+def sum_offset_inside(terms: Any, si: Any, so: Any, z: int) -> Array:
+    return np.rint(sum(_terms(terms, si, so), np.float32(0)) + np.float32(z))
+
+
+SUM_SPECIMENS = {
+    "from the right": sum_from_the_right,
+    "in float64": sum_in_float64,
+    "of codes": sum_of_codes,
+    "without the last": sum_without_the_last,
+    "offset inside": sum_offset_inside,
 }
 
 

@@ -68,6 +68,7 @@ FLOAT_SPECIMENS: dict[str, Callable[..., Any]] = {
     "upsample_linear": lambda x: F.interpolate(
         x, scale_factor=(2, 3), mode="bilinear", align_corners=True
     ),
+    "prelu": lambda x, slope: F.prelu(x, slope.flip(0)),
     "pad by reflect": lambda x: F.pad(x, (2, 1, 0, 3), "replicate"),
     "tanh": lambda x: x.tanh() * (1 + 1e-5),
 }
@@ -258,6 +259,26 @@ CHECK_SPECIMENS: dict[str, Specimens] = {
             lambda: _with(b={"grid": _grid(0.001, 0, INT32)}),
             "'bias': bias is int32 scale=0.001",
         ),
+        "wider than the accumulators": (
+            lambda: _with(
+                b={
+                    "grid": _grid(_grid(0.1).scale * np.float32([0.01, 0.02]), 0, QType(48), 0),
+                    "data": np.int64([7, -7]),
+                }
+            ),
+            "'bias': bias is int48 .*, not int32 on scale_in",
+        ),
+        "unsigned": (
+            lambda: _with(
+                b={
+                    "grid": _grid(
+                        _grid(0.1).scale * np.float32([0.01, 0.02]), 0, QType(32, False), 0
+                    ),
+                    "data": np.uint32([7, 7]),
+                }
+            ),
+            "'bias': bias is uint32",
+        ),
     },
     "weights": {
         "zero point": (
@@ -271,6 +292,17 @@ CHECK_SPECIMENS: dict[str, Specimens] = {
         "computed": (
             lambda: _with(h={"inputs": ("q", "q")}),
             "h: linear .*: weights or biases that are computed",
+        ),
+        "groups for a formula of one scale": (
+            lambda: _with(
+                w={
+                    "grid": Affine(
+                        INT8_NARROW, np.float32([[0.01, 0.005], [0.02, 0.01]]), np.int32(0), 0, 2
+                    )
+                },
+                h={"formula": "single_rounding"},
+            ),
+            "h: linear .*'weights': groups along axis 0 with formula 'single_rounding'",
         ),
     },
     "accumulators": {
@@ -289,6 +321,17 @@ CHECK_SPECIMENS: dict[str, Specimens] = {
         "of a matmul": (
             lambda: _with(c={"shape": (BATCH, 100_000)}),
             "m: matmul .*'accumulators': accumulators may reach 2402500000 in channel 0",
+        ),
+        "of a multiplier of 31 bits": (
+            lambda: replace(
+                _with(b={"data": np.int32([7, 2**31 - 1])}, h={"formula": "double_rounding"}),
+                accumulator_bits=48,
+            ),
+            "accumulators may reach 2147484403 in channel 1, and have 32 bits",
+        ),
+        "of 48 bits": (
+            lambda: replace(_with(c={"shape": (BATCH, 10**10)}), accumulator_bits=48),
+            "m: matmul .*'accumulators': accumulators may reach .*, and have 48 bits",
         ),
         "over the batch": (
             lambda: _with(c={"shape": (4, BATCH)}),

@@ -10,7 +10,6 @@ from halfstep.core.qtype import INT8, INT8_NARROW, INT32, UINT8, QType
 from halfstep.errors import PlanError
 from tests.broken import core as broken
 
-
 WIDE = (32, 33, 48, 53)
 
 

@@ -33,6 +33,10 @@ SPECS: list[dict[str, Any]] = [
     {"qtype": UINT8},
     {"qtype": QType(4), "symmetric": True},
 ]
+POW2_SPECS: list[dict[str, Any]] = [
+    {"qtype": UINT8, "pow2": True},
+    {"qtype": QType(4), "symmetric": True, "pow2": True},
+]
 # The range of a histogram method is exact to one bin, at most 1/2048 of the largest magnitude.
 ONE_BIN = 1 / 2048
 
@@ -47,12 +51,12 @@ GAUSSIAN = normal(3000)
 
 finite = st.floats(-(2.0**60), 2.0**60, width=32).map(lambda x: x if abs(x) > 2.0**-40 else 0.0)
 arrays = st_numpy.arrays(np.float32, st.integers(1, 60), elements=finite).map(torch.from_numpy)
-specs = st.sampled_from(SPECS)
+specs = st.sampled_from([*SPECS, *POW2_SPECS])
 some = settings(max_examples=40)
 every_calibrator = pytest.mark.parametrize("kind", CALIBRATORS)
 every_whole_stream = pytest.mark.parametrize("kind", WHOLE_STREAM)
 every_per_channel = pytest.mark.parametrize("kind", PER_CHANNEL)
-every_spec = pytest.mark.parametrize("spec", SPECS, ids=str)
+every_spec = pytest.mark.parametrize("spec", [*SPECS, *POW2_SPECS], ids=str)
 
 
 def seeing(kind: Kind, *batches: torch.Tensor, **spec: Any) -> Calibrator:
@@ -261,7 +265,7 @@ def test_powers_of_two_scale_the_range_of_many_values_exactly(kind, spec):
 
 # The entropy of neighbouring candidates is nearly the same: which is the least depends on the bins.
 @pytest.mark.parametrize("kind", [kind for kind in CALIBRATORS if kind is not Entropy])
-@every_spec
+@pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("factor", [3.0, 0.7, 1.37, 5e-5])
 def test_other_factors_scale_the_range_to_one_bin(kind, spec, factor):
     assert_scales_to_one_bin(kind, factor, **spec)

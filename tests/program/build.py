@@ -32,13 +32,18 @@ def real(
 
 
 def one_op(
-    kind: str, inputs: Sequence[Tensor], out: Tensor, execution: Execution, **fields: Any
+    kind: str,
+    inputs: Sequence[Tensor],
+    out: Tensor,
+    execution: Execution,
+    accumulator_bits: int = 32,
+    **fields: Any,
 ) -> IntProgram:
     """``out = kind(inputs)``; constants are not among the inputs of the program."""
     op = Op(kind, tuple(tensor.name for tensor in inputs), out.name, execution, **fields)
     given = tuple(tensor.name for tensor in inputs if tensor.data is None)
     tensors = {tensor.name: tensor for tensor in (*inputs, out)}
-    return IntProgram("reference", given, (out.name,), tensors, (op,))
+    return IntProgram("reference", given, (out.name,), tensors, (op,), accumulator_bits)
 
 
 def weighted(
@@ -52,6 +57,7 @@ def weighted(
     x_grid: Affine | None = None,
     weight_grid: Affine | None = None,
     out_grid: Affine | None = None,
+    bias_type: QType = INT32,
     **fields: Any,
 ) -> IntProgram:
     """A conv, transposed conv or linear on an input "x" of codes; the output is "y"."""
@@ -59,10 +65,10 @@ def weighted(
     weight_grid = weight_grid or grid(0.01, 0, INT8_NARROW)
     inputs = [codes("x", x, x_grid), codes("w", weight.shape, weight_grid, weight)]
     if bias is not None:
-        scale = x_grid.scale * weight_grid.scale
+        scale = x_grid.scale * weight_grid.channel_scale
         if kind == "conv_transpose" and scale.ndim:
             scale = np.tile(scale, (attrs or {})["groups"])
-        on = grid(scale, np.zeros(scale.shape), INT32, 0 if scale.ndim else None)
+        on = grid(scale, np.zeros(scale.shape), bias_type, 0 if scale.ndim else None)
         inputs.append(codes("b", bias.shape, on, bias))
     y = codes("y", out, out_grid or grid(0.4, 13))
     fields = {"formula": "float", **fields}

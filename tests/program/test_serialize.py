@@ -71,7 +71,7 @@ def in_groups() -> IntProgram:
     return replace(with_tensor("w", grid=grouped(2)), accumulator_bits=48)
 
 
-@pytest.mark.parametrize("make", [lambda: program(), lambda: in_groups()])
+@pytest.mark.parametrize("make", [program, in_groups])
 def test_a_loaded_program_is_the_saved_one(make: Any, tmp_path: Path) -> None:
     saved = make()
     save_program(saved, tmp_path)

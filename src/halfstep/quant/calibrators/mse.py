@@ -135,18 +135,23 @@ class Mse(Calibrator):
         """The best power of two with its best zero point, as the part of the range that it has."""
         qmin, qmax = self.qtype.qmin, self.qtype.qmax
         top = self._grid(low[None], high[None])
-        scales, zeros = float(top.scale[0]) * HALVINGS, np.repeat(top.zero_point, HALVINGS.size)
-        fixed = self.symmetric or low == 0 or high == 0
-        around = np.zeros(1, np.int32) if fixed else np.arange(-4, 5)
-        # The first step reaches every code from every other.
-        for power in range(0 if fixed else (self.qtype.bits - 1) // 2, -1, -1):
-            tried = np.clip(zeros[:, None] + 4**power * around, qmin, qmax)
+        scales = float(top.scale[0]) * HALVINGS[:, None]
+        steps, zero = [0], 0
+        if not self.symmetric:
+            zero = qmin if low == 0 else qmax
+            if low < 0 < high:
+                # The first step reaches every code from every other.
+                steps = [4**power for power in range((self.qtype.bits - 1) // 2, -1, -1)]
+                zero = int(top.zero_point[0])
+        zeros = np.full(scales.shape, zero)
+        for step in steps:
+            tried = np.clip(zeros + step * np.arange(-4, 5), qmin, qmax)
             ends = (
-                np.maximum(low, scales[:, None] * (qmin - tried)),
-                np.minimum(high, scales[:, None] * (qmax - tried)),
+                np.maximum(low, scales * (qmin - tried)),
+                np.minimum(high, scales * (qmax - tried)),
             )
             errors = self.squared_error(*(end.ravel() for end in ends)).reshape(tried.shape)
-            zeros = tried[np.arange(len(tried)), errors.argmin(axis=1)]
+            zeros = np.take_along_axis(tried, errors.argmin(axis=1)[:, None], axis=1)
         best = np.unravel_index(errors.argmin(), errors.shape)
         # The zero point of the whole range is rounded, which may cut off part of a step.
         found = np.append(low, ends[0][best]), np.append(high, ends[1][best])
