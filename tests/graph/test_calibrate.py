@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import halfstep as hs
 from halfstep.errors import CalibrationError, DataError
+from halfstep.graph.calibrate import grid_of, observe
 from halfstep.quant.bias import LARGEST_BIAS_CODE
 from tests.models import Call, Residual, normal, seeded
 
@@ -128,3 +129,19 @@ def test_a_weight_with_nan_is_refused_with_its_site():
         model.parameter_of(unit.weight)[0, 0, 0, 0] = torch.nan
     with pytest.raises(CalibrationError, match=r"^conv:weight: non-finite value \(nan\)"):
         hs.calibrate(model, DATA)
+
+
+def test_observing_changes_nothing_and_sees_what_calibration_sees():
+    model = prepared(Residual(), 3, 8, 8)
+    model.quantizer("conv:weight").enabled = False
+    watched = observe(model, DATA, calibrator="mse")
+    assert watched.samples == 16
+    assert not model.quantizer("conv:weight").enabled
+    model.quantizer("conv:weight").enabled = True
+    assert_nothing_stays(model)
+    with pytest.raises(CalibrationError, match=r"x:in: it has no range yet"):
+        model.quantizer("x:in").grid()
+    hs.calibrate(model, DATA, calibrator="mse")
+    for site, calibrator in watched.calibrators.items():
+        quantizer = model.quantizer(site)
+        assert grid_of(calibrator, quantizer.spec, site).same_as(quantizer.grid())

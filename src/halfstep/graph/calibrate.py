@@ -1,6 +1,7 @@
 """Find the ranges: weights from themselves, activations by watching data flow through."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from halfstep.graph.placement import is_weighted
 from halfstep.progress import Progress, silent
 from halfstep.quant.bias import widen_for_bias
 from halfstep.quant.calibrators.base import Calibrator
-from halfstep.quant.quantizer import Quantizer
 
 
 def calibrate(
@@ -40,25 +40,66 @@ def calibrate(
         DataError: an empty loader, or a batch of a wrong shape, dtype or value.
         CalibrationError: a site without a usable range.
     """
+    calibrate_weights(model)
+    watched = observe(model, data, calibrator=calibrator, progress=progress)
+    for site, found in watched.calibrators.items():
+        quantizer = model.quantizer(site)
+        quantizer.set_grid(grid_of(found, quantizer.spec, site))
+    keep_biases_small(model)
+    return watched.samples
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """What the activations of the float model were seen to be.
+
+    Attributes:
+        samples: how many samples were seen.
+        calibrators: for each quantizer of activations or constants, by its site, what watched.
+    """
+
+    samples: int
+    calibrators: Mapping[str, Calibrator]
+
+
+def observe(
+    model: QuantizedModel,
+    data: Iterable[Any],
+    *,
+    calibrator: str | None = None,
+    progress: Progress = silent,
+) -> Watched:
+    """Watch the activations of the float model; no grid changes.
+
+    Several ranges can be read from what one calibrator saw: see ``Calibrator.adopt``.
+
+    Args:
+        model: from ``prepare``; it is left as it was.
+        data: batches; read once, nothing of it kept.
+        calibrator: overrides that of the plan, for all activations.
+        progress: wraps the batches; shows how far it is.
+
+    Raises:
+        DataError: an empty loader, or a batch of a wrong shape, dtype or value.
+    """
     weights = {model.units.sites[unit.weight] for unit in _weighted(model) if unit.weight}
     watching = [q for q in model.quantizers() if q.site not in weights]
-    _calibrate_weights(model)
     was_training = model.training
+    were_on = {site: model.quantizer(site).enabled for site in weights}
+    found = {q.site: make_calibrator(q.spec, calibrator) for q in watching}
     model.eval()
     try:
         for quantizer in watching:
-            quantizer.calibrator = make_calibrator(quantizer.spec, calibrator)
-        _set_enabled(model, weights, on=False)
-        seen = _watch(model, data, progress)
-        for quantizer in watching:
-            _finish(quantizer)
+            quantizer.calibrator = found[quantizer.site]
+        for site in weights:
+            model.quantizer(site).enabled = False
+        return Watched(_watch(model, data, progress), found)
     finally:
         for quantizer in watching:
             quantizer.calibrator = None
-        _set_enabled(model, weights, on=True)
+        for site, on in were_on.items():
+            model.quantizer(site).enabled = on
         model.train(was_training)
-    _keep_biases_small(model)
-    return seen
 
 
 def make_calibrator(spec: QuantSpec, name: str | None = None) -> Calibrator:
@@ -80,12 +121,12 @@ def _weighted(model: QuantizedModel) -> list[Unit]:
     return [unit for unit in model.units.units if is_weighted(unit, model.plan.executions)]
 
 
-def _set_enabled(model: QuantizedModel, sites: set[str], on: bool) -> None:
-    for site in sites:
-        model.quantizer(site).enabled = on
+def calibrate_weights(model: QuantizedModel) -> None:
+    """Give every weight the grid that its spec's calibrator finds in it; no data is needed.
 
-
-def _calibrate_weights(model: QuantizedModel) -> None:
+    Raises:
+        CalibrationError: a weight with NaN or infinity.
+    """
     for unit in _weighted(model):
         assert unit.weight is not None
         quantizer = model.quantizer(model.units.sites[unit.weight])
@@ -94,7 +135,7 @@ def _calibrate_weights(model: QuantizedModel) -> None:
             found.update(model.parameter_of(unit.weight).detach())
         except CalibrationError as error:
             raise CalibrationError(f"{quantizer.site}: {error}") from error
-        quantizer.set_grid(_grid(found, quantizer.spec))
+        quantizer.set_grid(grid_of(found, quantizer.spec, quantizer.site))
 
 
 def _watch(model: QuantizedModel, data: Iterable[Any], progress: Progress) -> int:
@@ -111,28 +152,28 @@ def _watch(model: QuantizedModel, data: Iterable[Any], progress: Progress) -> in
     return seen
 
 
-def _finish(quantizer: Quantizer) -> None:
-    assert quantizer.calibrator is not None
+def grid_of(calibrator: Calibrator, spec: QuantSpec, site: str) -> Affine:
+    """The grid on the range that ``calibrator`` found for ``site``.
+
+    Raises:
+        CalibrationError: it saw nothing, or no usable range.
+    """
     try:
-        quantizer.set_grid(_grid(quantizer.calibrator, quantizer.spec))
+        low, high = calibrator.range()
+        return Affine.from_range(
+            low,
+            high,
+            spec.qtype,
+            axis=spec.axis,
+            group_size=spec.group_size,
+            symmetric=spec.symmetric,
+            pow2=spec.pow2,
+        )
     except CalibrationError as error:
-        raise CalibrationError(f"{quantizer.site}: {error}") from error
+        raise CalibrationError(f"{site}: {error}") from error
 
 
-def _grid(calibrator: Calibrator, spec: QuantSpec) -> Affine:
-    low, high = calibrator.range()
-    return Affine.from_range(
-        low,
-        high,
-        spec.qtype,
-        axis=spec.axis,
-        group_size=spec.group_size,
-        symmetric=spec.symmetric,
-        pow2=spec.pow2,
-    )
-
-
-def _keep_biases_small(model: QuantizedModel) -> None:
+def keep_biases_small(model: QuantizedModel) -> None:
     """Raise the weight scales of channels whose bias would overflow; see ``quant.bias``."""
     for unit in _weighted(model):
         if unit.bias is None or unit.weight is None:
