@@ -60,6 +60,7 @@ SAVED_FILES = {
     "program.json",
     "program.safetensors",
     "program.txt",
+    "report.html",
     "verdict.json",
 }
 

@@ -12,7 +12,14 @@ from halfstep.errors import ExportError
 from halfstep.program.serialize import load_program, same_program
 from tests.models import Residual, normal, seeded
 
-PROGRAM = {"program.json", "program.safetensors", "program.txt", "encodings.json", "plan.yaml"}
+PROGRAM = {
+    "program.json",
+    "program.safetensors",
+    "program.txt",
+    "encodings.json",
+    "plan.yaml",
+    "report.html",
+}
 
 
 def quantized(model: nn.Module, target: str = "onnxruntime") -> hs.Result:

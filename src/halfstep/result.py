@@ -14,10 +14,19 @@ from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.program.ir import IntProgram
 from halfstep.program.serialize import ARRAYS, DESCRIPTION, save_program
+from halfstep.report.page import report_page
 from halfstep.verdict import Verdict
 
 _FILES = frozenset(
-    {DESCRIPTION, ARRAYS, "program.txt", "encodings.json", "plan.yaml", "verdict.json"}
+    {
+        DESCRIPTION,
+        ARRAYS,
+        "program.txt",
+        "encodings.json",
+        "plan.yaml",
+        "verdict.json",
+        "report.html",
+    }
 )
 _PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
@@ -44,7 +53,8 @@ class Result:
         """Write the artifact and what explains it into ``folder``, which is replaced as a whole.
 
         Beside the artifact: the program (``program.json`` and ``program.safetensors``, and for
-        people ``program.txt``), ``encodings.json``, ``plan.yaml`` and ``verdict.json``.
+        people ``program.txt``), ``encodings.json``, ``plan.yaml``, ``verdict.json`` and, for
+        people, ``report.html``.
 
         Raises:
             ExportError: the folder cannot be written, or holds other files; what stood there
@@ -54,8 +64,11 @@ class Result:
         write_folder_atomically(Path(folder), self._fill)
 
     def _fill(self, folder: Path) -> None:
+        file: tuple[str, int] | None = None
         if self.artifact is not None:
-            (folder / self.artifact[0]).write_bytes(self.artifact[1])
+            name, content = self.artifact
+            (folder / name).write_bytes(content)
+            file = name, len(content)
         save_program(self.program, folder)
         (folder / "encodings.json").write_text(json.dumps(encodings(self.program), indent=1))
         self.model.plan.save(folder / "plan.yaml")
@@ -63,6 +76,8 @@ class Result:
         if self.verdict is not None:
             proof = {"versions": versions(), **self.verdict.to_dict()}
             (folder / "verdict.json").write_text(json.dumps(proof, indent=1))
+        page = report_page(self.program, self.verdict, self.journal, file, versions())
+        (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def check_replaceable(folder: Path) -> None:
