@@ -228,3 +228,14 @@ def test_without_labels_there_is_no_accuracy(residual: Lowered, tmp_path: Path) 
     found = residual.prove(tmp_path)
     assert found.accuracy == {}
     assert found.agreement == {"runtime and engine": 1.0}
+
+
+def test_a_printed_verdict_names_the_first_sites_and_counts_the_rest() -> None:
+    sites = [SiteReport(f"s{i}", "conv", "integer", 9, 1, 1, (0,)) for i in range(9)]
+    islands = [SiteReport(f"f{i}", "quantize", "edge", 9, comparable=False) for i in range(8)]
+    lines = str(Verdict("onnxruntime", 4, (*sites, *islands))).splitlines()
+    assert lines[0] == "failed: 9 of 81 codes differ on 9 sites over 4 samples (onnxruntime)"
+    assert lines[6] == "  s5: 1 of 9 differ, by up to 1, first at (0,)"
+    assert lines[7] == "  and 3 more sites"
+    assert lines[8].endswith("(largest distance 0): f0, f1, f2, f3, f4, f5, ...")
+    assert lines[9].startswith("  integer multiply-accumulates: none: it has no convolution")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+_MOST_SITES = 6
 NO_MACS = "none: it has no convolution, linear layer or matrix product"
 
 
@@ -115,19 +116,22 @@ class Verdict:
         lines = [f"{head} on {where}"]
         if self.cause:
             lines.append(f"  first divergence: {self.cause}")
-        for site in self.sites:
-            if site.mismatches and site.comparable:
-                lines.append(
-                    f"  {site.site}: {site.mismatches} of {site.compared} differ, by up to "
-                    f"{site.largest}, first at {site.first}"
-                )
+        differing = [site for site in self.comparable if site.mismatches]
+        lines += [
+            f"  {site.site}: {site.mismatches} of {site.compared} differ, by up to "
+            f"{site.largest}, first at {site.first}"
+            for site in differing[:_MOST_SITES]
+        ]
+        if len(differing) > _MOST_SITES:
+            lines.append(f"  and {len(differing) - _MOST_SITES} more sites")
         skipped = [site for site in self.sites if not site.comparable]
         if skipped:
             worst = max(site.largest for site in skipped)
+            names = ", ".join(site.site for site in skipped[:_MOST_SITES])
             lines.append(
                 f"  {len(skipped)} sites come from float kernels and are not counted "
-                f"(largest distance {worst}): {', '.join(site.site for site in skipped[:6])}"
-                + (", ..." if len(skipped) > 6 else "")
+                f"(largest distance {worst}): {names}"
+                + (", ..." if len(skipped) > _MOST_SITES else "")
             )
         lines.append(f"  integer multiply-accumulates: {self.coverage}")
         for table, unit in ((self.accuracy, "top-1"), (self.agreement, "equal decisions")):

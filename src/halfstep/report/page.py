@@ -19,6 +19,8 @@ from halfstep.report.sections import (
 from halfstep.report.style import STYLE
 from halfstep.verdict import Verdict
 
+_FLOAT_KERNELS = (Execution.FLOAT, Execution.DEQUANTIZED)
+
 
 def report_page(
     program: IntProgram,
@@ -121,7 +123,7 @@ def _macs(program: IntProgram) -> Iterator[Markup]:
     for op in program.ops:
         if op.macs:
             parts = kinds.setdefault(op.kind, {"integer": 0.0, "float": 0.0})
-            parts["integer" if op.execution is Execution.INTEGER else "float"] += op.macs
+            parts["float" if op.execution in _FLOAT_KERNELS else "integer"] += op.macs
     if not kinds:
         return
     bars = [Bar(kind, parts, _count(sum(parts.values()))) for kind, parts in kinds.items()]

@@ -65,9 +65,10 @@ def floats(program: IntProgram) -> Iterator[Markup]:
 
 
 def sites(program: IntProgram, verdict: Verdict | None) -> Markup:
-    """Every computed tensor of codes and every output: its grid, and what differs."""
+    """Every site and every output: its grid, and what differs."""
     reports = {} if verdict is None else {report.site: report for report in verdict.sites}
-    shown = [op for op in program.ops if _is_site(program, op)]
+    names = {*program.sites, *program.outputs}
+    shown = [op for op in program.ops if op.output in names]
     head = ["site", "operation", "runs as", "formula", "type", "scale", "zero point"]
     head += ["codes", "differ", "largest"] if reports else []
     rows = [_site(op, program.tensors[op.output], reports.get(op.output)) for op in shown]
@@ -106,10 +107,6 @@ def steps(journal: Journal) -> Iterator[Markup]:
     if rows:
         about = "What was done, in order."
         yield section("Journal", about, _table(["step", "time", "facts"], rows))
-
-
-def _is_site(program: IntProgram, op: Op) -> bool:
-    return program.tensors[op.output].grid is not None or op.output in program.outputs
 
 
 def _site(op: Op, tensor: Tensor, report: SiteReport | None) -> Markup:
