@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ INTEGER_KERNELS = frozenset(
         "QLinearSoftmax",
         "ConvInteger",
         "MatMulInteger",
+        "MatMulIntegerToFloat",
     }
 )
 
@@ -60,8 +62,12 @@ class OnnxRuntimeModel:
         for site in self.sites:
             if site not in self.outputs:
                 model.graph.output.append(known.get(site) or onnx.ValueInfoProto(name=site))
-        self._proto = model.SerializeToString()
         options = _options(threads, model)
+        if not has_vnni() and not _int8_activations(model) and may_saturate(model):
+            # Kernels for other CPUs add pairs of products in int16, unless weights become uint8.
+            options.add_session_config_entry("session.x64quantprecision", "1")
+            _separate_weights(model)
+        self._proto = model.SerializeToString()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         try:
             self.session = onnxruntime.InferenceSession(
@@ -135,10 +141,43 @@ def _options(threads: int, model: Any) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if any(
-        t.data_type == onnx.TensorProto.INT8 and t.name.endswith("/zero_point") and t.dims == []
-        for t in model.graph.initializer
-    ):
-        # Activations in int8 are fused only on request.
+    if _int8_activations(model):
+        # They are fused only on request.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
     return options
+
+
+def _int8_activations(model: onnx.ModelProto) -> bool:
+    int8 = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    return any(n.op_type == "QuantizeLinear" and n.input[2] in int8 for n in model.graph.node)
+
+
+@cache
+def has_vnni() -> bool:
+    """Whether this CPU adds products of uint8 and int8 in int32, as far as Linux says."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+def may_saturate(model: onnx.ModelProto) -> bool:
+    """Whether a pair of products of uint8 codes and the model's int8 weights may leave int16."""
+    weights = (t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8)
+    codes = (onnx.numpy_helper.to_array(tensor).astype(np.int16) for tensor in weights)
+    return any(2 * 255 * int(np.abs(w).max(initial=0)) > np.iinfo(np.int16).max for w in codes)
+
+
+def _separate_weights(model: onnx.ModelProto) -> None:
+    """A weight for each reader: the runtime makes them uint8 one by one, the shared one twice."""
+    shared = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        for position, name in enumerate(node.input):
+            if name in seen:
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(shared[name])
+                copied.name = node.input[position] = f"{name}/{index}"
+            elif name in shared:
+                seen.add(name)
