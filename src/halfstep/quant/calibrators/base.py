@@ -198,7 +198,8 @@ class Calibrator(ABC):
             return rows
         # Zeros change no range, as every grid holds zero, and make no error.
         missing = -rows.shape[1] % self.group_size
-        return torch.nn.functional.pad(rows, (0, missing)).unflatten(1, (-1, self.group_size))
+        filled: torch.Tensor = torch.nn.functional.pad(rows, (0, missing))
+        return filled.reshape(len(rows), -1, self.group_size)
 
     def _check_count(self, new: int) -> None:
         if self.channels_at_once and self.axis is not None and self.updates + new > 1:
