@@ -31,7 +31,7 @@ _FILES = frozenset(
 _PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """A quantized model with its proof.
 
@@ -48,6 +48,10 @@ class Result:
     artifact: tuple[str, bytes] | None
     verdict: Verdict | None
     journal: Journal
+
+    def __repr__(self) -> str:
+        found = "not verified" if self.verdict is None else str(self.verdict).partition("\n")[0]
+        return f"Result({found})"
 
     def save(self, folder: str | Path) -> None:
         """Write the artifact and what explains it into ``folder``, which is replaced as a whole.

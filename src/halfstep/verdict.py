@@ -43,7 +43,7 @@ class SiteReport:
     comparable: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The outcome of ``verify``.
 
@@ -108,6 +108,9 @@ class Verdict:
         """Plain data for JSON."""
         data = asdict(self)
         return {"status": str(self.status), "mismatches": self.mismatches, **data}
+
+    def __repr__(self) -> str:
+        return str(self)  # what a notebook shows
 
     def __str__(self) -> str:
         codes = sum(site.compared for site in self.comparable)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import halfstep as hs
+from halfstep.errors import CaptureError
 from tests.models import Call, Residual, normal, seeded
 
 aten = torch.ops.aten
@@ -135,3 +136,10 @@ def test_a_convolution_that_is_called_twice_gets_two_weights():
 
 def test_the_residual_model_has_none_left():
     captured(seeded(Residual()), (3, 8, 8))
+
+
+def test_a_batch_norm_without_statistics_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    text = r"^batch_norm: a batch norm without running statistics makes each sample depend on the"
+    with pytest.raises(CaptureError, match=text):
+        hs.capture(model, normal(4, 3, 5, 5))

@@ -145,6 +145,12 @@ def test_control_flow_on_data_is_refused_with_its_line():
         hs.capture(Call(forward), normal(2, 3))
 
 
+def test_a_refusal_is_all_that_is_said(capfd):
+    with pytest.raises(CaptureError):
+        hs.capture(Call(lambda x: x if x.mean() > 0 else -x), normal(2, 3))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_examples_are_checked():
     model = seeded(nn.Linear(4, 3))
     text = r"^input:in: an example input must be a tensor with at least one sample on axis 0, found"

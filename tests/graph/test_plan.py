@@ -205,3 +205,16 @@ def test_the_reasons_of_float_operations():
     model = Call(lambda x: torch.cumsum(x, 1))
     plan = hs.make_plan(hs.capture(model, normal(2, 4)))
     assert list(plan.floats.values()) == ["target 'onnxruntime' has no rule for aten::cumsum"]
+
+
+def test_a_product_that_sums_over_the_batch_stays_float_and_says_why():
+    attention = nn.MultiheadAttention(8, 2)  # the sequence on axis 0, the batch on axis 1
+    model = seeded(Call(lambda m, x: m(x, x, x, need_weights=False)[0], attention))
+    plan = hs.make_plan(hs.capture(model, normal(4, 3, 8)))
+    ((name, reason),) = plan.floats.items()
+    assert name == "part.0.matmul_1"
+    assert reason.startswith("it sums over the samples of a batch") and "batch_first" in reason
+
+
+def test_a_plan_is_shown_as_it_is_printed():
+    assert repr(PLAN) == str(PLAN)

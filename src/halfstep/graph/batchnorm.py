@@ -10,6 +10,7 @@ A batch norm with nothing to fold into becomes a multiplication and an addition.
 import torch
 from torch import Tensor, fx, nn
 
+from halfstep.errors import CaptureError
 from halfstep.graph.readers import arguments
 from halfstep.graph.rewriting import insert_call
 
@@ -35,7 +36,11 @@ def fold_batchnorm(module: fx.GraphModule) -> None:
             None if a[name] is None else value_of(module, a[name])
             for name in ("weight", "bias", "running_mean", "running_var")
         )
-        assert mean is not None and variance is not None, "a batch norm in eval mode has statistics"
+        if mean is None or variance is None:
+            raise CaptureError(
+                f"{node.name}: a batch norm without running statistics makes each sample depend on "
+                "the others; give it some (track_running_stats=True), or use another norm"
+            )
         scale = torch.rsqrt(variance.double() + a["eps"])
         scale = scale if gamma is None else scale * gamma.double()
         shift = -mean.double() * scale + (0 if beta is None else beta.double())

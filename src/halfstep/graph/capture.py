@@ -1,7 +1,11 @@
 """``torch.export`` with a dynamic batch, brought into the canonical form that the rest reads."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +130,8 @@ def _export(
     args, kwargs = ((), inputs) if by_name else (tuple(inputs.values()), {})
     shapes: Any = dict.fromkeys(kwargs, batch) if by_name else tuple(batch for _ in args)
     try:
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+        with _quietly():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises errors of many unrelated types
         raise CaptureError(_refusal(model, error)) from error
     _check_batch_is_free(model, program)
@@ -134,6 +139,21 @@ def _export(
     graph = fx.Graph()
     graph.output(graph.graph_copy(exported.graph, {}))  # without the export's own calling code
     return fx.GraphModule(exported, graph), program.call_spec.out_spec
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch prints beside the error that it raises: dumps of graphs, and hints."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            # Of recurrent layers, which make their list of weights anew.
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_batch_is_free(model: nn.Module, program: torch.export.ExportedProgram) -> None:

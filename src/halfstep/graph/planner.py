@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from halfstep.catalog import find
 from halfstep.choices import check_types
-from halfstep.core.execution import Execution
+from halfstep.core.execution import BATCH, Execution
 from halfstep.core.qtype import QType
 from halfstep.core.spec import QuantSpec
 from halfstep.core.target import Target
@@ -23,6 +23,11 @@ from halfstep.graph.placement import (
 )
 from halfstep.graph.plan import Plan, check_spec
 from halfstep.graph.readers import shape_of
+
+_OVER_BATCH = (
+    "it sums over the samples of a batch, whose number is not known; axis 0 of the inputs is the "
+    "batch (batch_first=True in torch's own layers)"
+)
 
 
 def make_plan(  # noqa: PLR0913 (one parameter a choice)
@@ -114,18 +119,24 @@ def _weight_specs(
 def _execution(unit: Unit, target: Target) -> tuple[Execution, str]:
     """How a unit runs, and why not on an integer kernel."""
     rule = target.rules.get(unit.kind)
-    if unit.head.meta.get("mask"):
-        return Execution.FLOAT, MASK_REASON
     if rule is None:
-        return Execution.FLOAT, f"target '{target.name}' has no rule for {unit.kind}"
+        missing = f"target '{target.name}' has no rule for {unit.kind}"
+        return Execution.FLOAT, MASK_REASON if unit.head.meta.get("mask") else missing
+    refusal = _nature(unit) or rule.refuses(unit.facts)
+    return (Execution.FLOAT, refusal) if refusal else (rule.execution, rule.reason)
+
+
+def _nature(unit: Unit) -> str:
+    """Why no target computes a unit on codes; empty if some may."""
+    if unit.head.meta.get("mask"):
+        return MASK_REASON
     if unit.kind in WEIGHTED and (unit.weight is None or unit.weight.op != "get_attr"):
-        return Execution.FLOAT, "its weight is computed, not a parameter"
+        return "its weight is computed, not a parameter"
     if not all(n.meta["val"].is_floating_point() for n in data_values(unit)):
-        return Execution.FLOAT, "it computes on integers, not on real values"
-    refusal = rule.refuses(unit.facts)
-    if refusal:
-        return Execution.FLOAT, refusal
-    return rule.execution, rule.reason
+        return "it computes on integers, not on real values"
+    if unit.kind == "matmul" and shape_of(unit.inputs[0])[-1] == BATCH:
+        return _OVER_BATCH
+    return ""
 
 
 def _copies(units: Units, executions: Mapping[str, Execution]) -> dict[str, tuple[str, ...]]:
