@@ -16,7 +16,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from benchmarks import accuracy, cost, page
+from benchmarks import accuracy, cost, formats, page
 from halfstep.files import write_atomically
 from halfstep.result import versions
 
@@ -27,6 +27,7 @@ SECTIONS = {
     "peer_simulations": accuracy.peer_simulations,
     "efficientnet": accuracy.efficientnet,
     "conformance": accuracy.conformance,
+    "formats": formats.formats,
     "quantization": cost.quantization,
     "scaling": cost.scaling,
     "peer_quantization": cost.peer_quantization,

@@ -110,6 +110,20 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
             "not on integer kernels": _get("floats"),
         },
     ),
+    "formats": (
+        "Number formats and published recipes",
+        (
+            "The networks and images above; weights with a scale a channel unless it says "
+            "otherwise. The engine runs what ONNX Runtime has no kernels for."
+        ),
+        {
+            "network": _get("network"),
+            "format": _get("format"),
+            "ran in": _get("ran"),
+            "top-1": _get("top1", "{:.2%}"),
+            "verdict": lambda row: _verdict(row) if "status" in row else "",
+        },
+    ),
     "quantization": (
         "Cost of quantization",
         (

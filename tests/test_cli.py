@@ -198,6 +198,22 @@ def test_choices_reach_the_plan_and_the_program(folder: Path) -> None:
     assert load_program(folder / "choices").grid("0:weight").qtype.name == "int6"
 
 
+def test_formats_of_scales_reach_the_plan(folder: Path) -> None:
+    source = [f"{folder}/net.py:tiny", "--data", folder / "data.npz", *NORMALIZED]
+    shown = run("plan", *source, "--pow2", "--group-size", 9, "--target", "reference")
+    assert shown.exit_code == 0, shown.output
+    words = " ".join(shown.output.split())
+    assert "0:weight int8_narrow in groups of 9 (axis 0) minmax symmetric pow2" in words
+    assert "0:out uint8 per-tensor mse pow2" in words
+    result = run("quantize", *source, "--pow2", "--out", folder / "pow2")
+    assert result.exit_code == 0, result.output
+    for site, grid in json.loads((folder / "pow2" / "encodings.json").read_text())["sites"].items():
+        assert (np.frexp(grid["scale"])[0] == 0.5).all(), site
+    refused = run("quantize", *source, "--group-size", 9, "--out", folder / "never")
+    assert refused.exit_code == 2
+    assert "has no integer kernel with a scale for each group of weights" in refused.stderr
+
+
 def test_a_plan_is_shown_written_edited_and_used(folder: Path) -> None:
     source = [f"{folder}/net.py:islands", "--data", folder / "rows.npz"]
     shown = run("plan", *source, "--out", folder / "plan.yaml")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from halfstep.catalog import CATALOG, Entry, family
+from halfstep.core.qtype import QType
 from halfstep.core.target import OpRule, Target
 from halfstep.errors import DataError
 from halfstep.files import write_atomically
@@ -41,8 +42,16 @@ def operations_table() -> str:
     return _table(("operation", *(f"`{target.name}`" for target in targets)), rows)
 
 
+def formats_table() -> str:
+    """What numbers each target takes."""
+    targets: list[Target] = [entry.load() for entry in family("target").values()]
+    rows = [[name, *map(cell, targets)] for name, cell in _FORMATS.items()]
+    return _table(("", *(f"`{target.name}`" for target in targets)), rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "catalog": catalog_table,
+    "formats": formats_table,
     "operations": operations_table,
 }
 
@@ -89,6 +98,29 @@ def _target_row(entry: Entry) -> list[str]:
     activations = f"`{target.activation}`, or {_width(target.activation_bits)}"
     weights = f"`{target.weight}`, or {_width(target.weight_bits)}"
     return [f"`{target.name}`", entry.summary, file, activations, weights, entry.source]
+
+
+def _weight_scales(target: Target) -> str:
+    return f"one a tensor or a channel{', or a group of inputs' if target.weight_groups else ''}"
+
+
+def _biases(target: Target) -> str:
+    plain, wide = (target.bias_type(QType(bits), target.weight) for bits in (8, 16))
+    return f"`{plain}`" if wide == plain else f"`{plain}`; `{wide}` with operands of 9 bits or more"
+
+
+# What ``check_activation``, ``check_weight`` and the specification of programs let through.
+_FORMATS: Mapping[str, Callable[[Target], str]] = {
+    "activations": lambda target: _width(target.activation_bits),
+    "their zero points": lambda target: "any",
+    "their scales": lambda target: "one a tensor",
+    "weights": lambda target: f"{_width(target.weight_bits)}, signed",
+    "zero points of weights": lambda target: "0",
+    "scales of weights": _weight_scales,
+    "powers of two": lambda target: "for every scale",
+    "accumulators": lambda target: f"{target.accumulator_bits} bits",
+    "biases": _biases,
+}
 
 
 def _width(bits: tuple[int, int]) -> str:
