@@ -54,6 +54,20 @@ class Mixed(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Attention(nn.Module):
+    """Products of two activations with a scale of their own, a softmax, a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, tokens, 16) to the same."""
+        heads = (f(x).unflatten(-1, (2, 8)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        mixed = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.out(functional.gelu(mixed) + x)
+
+
 @cache
 def captured(kind: type[nn.Module], *size: int) -> hs.Graph:
     """A seeded model of this kind, captured once; zero points of sums happen to be odd."""
@@ -99,6 +113,20 @@ def test_16_bits_are_close_to_float(activations: str) -> None:
     found = made(captured(Mixed), weights="int16_narrow", activations=activations)
     assert_backends_agree(found.program, arrays(IMAGE(5, 7)))
     assert against(found.graph.module, found.program) < 2e-4
+
+
+def test_attention_of_16_bits_is_close_to_float() -> None:
+    tokens = normal_inputs((6, 16))
+    found = lowered(
+        Attention(), tokens, target="reference", calibrator="minmax",
+        weights="int16_narrow", activations="uint16",
+    )  # fmt: skip
+    inputs = tokens(8, 2)
+    assert_backends_agree(found.program, arrays(inputs))
+    with torch.no_grad():
+        (wanted,) = found.graph.module(*inputs)
+    (codes,) = hs.Engine(found.program).run(arrays(inputs)).outputs
+    assert relative_error(codes, wanted.numpy()) < 2e-4
 
 
 @pytest.mark.parametrize("activations", ["int16", "uint16"])
@@ -173,6 +201,12 @@ def test_power_of_two_scales_are_exact_in_onnxruntime(
     assert verdict.status is hs.Status.EXACT, str(verdict)
     assert verdict.integer_in_runtime == 1
     assert_backends_agree(found.program, arrays(IMAGE(4, 7)))
+
+
+def test_attention_with_power_of_two_scales_is_exact_in_onnxruntime(tmp_path: Path) -> None:
+    verdict = lowered(Attention(), normal_inputs((6, 16)), pow2=True).prove(tmp_path)
+    assert verdict.status is hs.Status.EXACT, str(verdict)
+    assert verdict.integer_in_runtime == 1
 
 
 def _mul_outside(a: Any, b: Any, sa: Any, sb: Any, sy: Any, za: int, zb: int, zy: int) -> Any:
