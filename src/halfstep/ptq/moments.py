@@ -9,6 +9,7 @@ They are all that the squared error of a layer's output depends on. For inputs `
 so that fitting ``V`` to the float output on quantized inputs is fitting it to ``W*``.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,8 +20,10 @@ from torch import Tensor
 from halfstep.graph.match import Unit
 from halfstep.graph.readers import shape_of
 
-POSITIONS = 1 << 17
-"""Positions of a layer's output that are looked at, over all samples, spread evenly."""
+POSITIONS = 1 << 13
+POSITIONS_A_COLUMN = 32
+"""Output positions that are looked at, over all samples, spread evenly: at least so many, and so
+many for each column of the weight, whose moments they have to settle."""
 
 DAMPING = 1e-3
 """Share of the mean variance that is added to every variance: what is not known well stays."""
@@ -49,7 +52,8 @@ class Moments:
     def target(self, weight: Tensor) -> Tensor:
         """``W*``: the weights, (groups, rows, columns), that do best on the quantized inputs."""
         pulled = weight @ self.cross + self.damping * weight
-        return torch.linalg.solve(self.gram, pulled.mT).mT
+        solved: Tensor = torch.linalg.solve(self.gram, pulled.mT)
+        return solved.mT
 
     def shift(self, weight: Tensor, quantized: Tensor) -> Tensor:
         """What the bias has to gain so that the means of the outputs agree, (groups, rows)."""
@@ -67,7 +71,7 @@ def moments(unit: Unit, pairs: Iterable[tuple[Tensor, Tensor]], samples: int) ->
     """
     sums: list[Tensor] = []
     count = 0
-    every = max(1, -(-positions(unit) * samples // POSITIONS))
+    every = max(1, positions(unit) * samples // max(POSITIONS, POSITIONS_A_COLUMN * _columns(unit)))
     for index, pair in enumerate(pairs):
         x, z = (patches(unit, value, index % every, every) for value in pair)
         count += x.shape[1]
@@ -76,17 +80,28 @@ def moments(unit: Unit, pairs: Iterable[tuple[Tensor, Tensor]], samples: int) ->
     mean, mean_quantized, cross, gram = (part / count for part in sums)
     cross = cross - mean[:, :, None] * mean_quantized[:, None]
     gram = gram - mean_quantized[:, :, None] * mean_quantized[:, None]
-    variances = gram.diagonal(dim1=-2, dim2=-1)
-    damping = DAMPING * variances.mean(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    damping = _damping(gram.diagonal(dim1=-2, dim2=-1).mean(-1))
     gram.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
     return Moments(mean, mean_quantized, cross, gram, damping[:, None, None], count)
+
+
+def _damping(variances: Tensor) -> Tensor:
+    """A share of the mean variance of each group; of that of all groups, where one is dead."""
+    typical = variances.mean()
+    floor = typical * torch.finfo(torch.float32).eps if typical > 0 else torch.ones_like(typical)
+    return DAMPING * torch.maximum(variances, floor)
 
 
 def positions(unit: Unit) -> int:
     """How many positions of its output a sample has."""
     shape = [abs(size) for size in shape_of(unit.head)]
     channels = shape[-1] if unit.kind == "linear" else shape[1]
-    return int(torch.tensor(shape).prod()) // channels
+    return math.prod(shape) // channels
+
+
+def _columns(unit: Unit) -> int:
+    assert unit.weight is not None
+    return math.prod(shape_of(unit.weight)[1:])
 
 
 def patches(unit: Unit, x: Tensor, first: int = 0, every: int = 1) -> Tensor:
@@ -95,19 +110,23 @@ def patches(unit: Unit, x: Tensor, first: int = 0, every: int = 1) -> Tensor:
     Args:
         unit: a convolution or a linear layer.
         x: its input.
-        first: the first position, of those of all samples in a row.
-        every: the distance from one position to the next.
+        first: which of them to begin with, below ``every``.
+        every: one position in so many is looked at, on a regular lattice of each sample.
     """
     if unit.kind == "linear":
         return x.reshape(-1, x.shape[-1])[first::every][None]
     assert unit.weight is not None
-    x = F.pad(x, [size for pair in reversed(unit.attrs["padding"]) for size in pair])
-    windows = x
+    padding = [size for pair in reversed(unit.attrs["padding"]) for size in pair]
+    windows = F.pad(x, padding) if any(padding) else x
     for axis, kernel in enumerate(shape_of(unit.weight)[2:]):
         stride, dilation = unit.attrs["stride"][axis], unit.attrs["dilation"][axis]
         windows = windows.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    places = (len(x), *windows.shape[2 : x.ndim])
-    chosen = torch.arange(first, int(torch.tensor(places).prod()), every, device=x.device)
-    sample, *where = torch.unravel_index(chosen, places)
-    rows = windows[(sample, slice(None), *where)]
-    return rows.reshape(len(chosen), unit.attrs["groups"], -1).transpose(0, 1)
+    # (samples, channels, *places, *kernel): a view, of which a regular part is copied
+    n_axes = x.ndim - 2
+    step = max(1, round(every ** (1 / n_axes)))
+    offset = [first // step**axis % step for axis in range(n_axes)]
+    for axis, begin in enumerate(offset):
+        windows = windows.movedim(2 + axis, 0)[begin::step].movedim(0, 2 + axis)
+    by_place = windows.movedim(1, 1 + n_axes)
+    rows = by_place.reshape(by_place.shape[: 1 + n_axes].numel(), unit.attrs["groups"], -1)
+    return rows.transpose(0, 1)

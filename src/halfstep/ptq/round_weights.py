@@ -13,7 +13,6 @@ the layer is left out of the error.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,44 +22,14 @@ from torch import Tensor
 from halfstep.core.grid import Affine
 from halfstep.core.spec import QuantSpec
 from halfstep.graph.insert import QuantizedModel
-from halfstep.graph.match import Unit
 from halfstep.progress import Progress, silent
-from halfstep.ptq.moments import Moments, moments
+from halfstep.ptq.moments import moments
+from halfstep.ptq.rounding_report import RoundedLayer, RoundingReport, refusal
 from halfstep.ptq.streams import Layer, Streams
 from halfstep.quant.bias import widen_for_bias
 from halfstep.quant.rounding import lattice
 
-
-@dataclass(frozen=True)
-class RoundedLayer:
-    """What became of one layer.
-
-    Attributes:
-        name: of the unit.
-        nearest: squared error of the output with nearest rounding on the calibrated grid, relative
-            to the variance of the output.
-        error: the same after the codes were chosen.
-    """
-
-    name: str
-    nearest: float
-    error: float
-
-
-@dataclass(frozen=True)
-class RoundingReport:
-    """All layers in order, and those that were left as they were, with the reason."""
-
-    layers: tuple[RoundedLayer, ...]
-    skipped: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.layers)} layers rounded, {len(self.skipped)} left to nearest rounding"]
-        lines += [
-            f"  {layer.name}: relative error {layer.nearest:.3g} -> {layer.error:.3g}"
-            for layer in self.layers
-        ]
-        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped])
+_TINY = 1e-30
 
 
 def round_weights(
@@ -86,24 +55,12 @@ def round_weights(
     done: dict[str, str] = {}
     layers, skipped = [], []
     for layer in streams.layers():
-        unit = layer.unit
-        reason = _refusal(model, unit, done)
+        reason = refusal(model, layer.unit, done)
         if reason:
-            skipped.append((unit.name, reason))
+            skipped.append((layer.unit.name, reason))
             continue
-        assert unit.weight is not None
-        done[str(unit.weight.target)] = unit.name
         layers.append(_round(model, layer, streams.samples, rounds))
     return RoundingReport(tuple(layers), tuple(skipped))
-
-
-def _refusal(model: QuantizedModel, unit: Unit, done: dict[str, str]) -> str:
-    assert unit.weight is not None
-    if unit.kind == "conv_transpose":
-        return "a transposed convolution has no inputs of its own for each output"
-    if str(unit.weight.target) in done:
-        return f"it shares its weight with {done[str(unit.weight.target)]}, rounded before"
-    return ""
 
 
 def _round(model: QuantizedModel, layer: Layer, samples: int, rounds: int) -> RoundedLayer:
@@ -112,46 +69,49 @@ def _round(model: QuantizedModel, layer: Layer, samples: int, rounds: int) -> Ro
     quantizer = model.quantizer(model.units.sites[unit.weight])
     weight = model.parameter_of(unit.weight)
     found = moments(unit, layer.inputs(), samples)
-    groups = found.gram.shape[0]
-    original = weight.detach().double().reshape(groups, weight.shape[0] // groups, -1)
-    target = found.target(original)
+    groups = len(found.gram)
+    original = weight.detach().cpu().double().reshape(groups, len(weight) // groups, -1)
+    target, gram = _columns_first(found.target(original)), found.gram.numpy().astype(np.float32)
     grid, spec = quantizer.grid(), quantizer.spec
-    before = torch.tensor(grid.dequantize(grid.quantize(weight.detach().cpu().numpy())))
-    before = before.to(target).reshape(target.shape)
-    values, new_grid = fit(target, found, grid, spec, rounds)
+    before = grid.dequantize(grid.quantize(weight.detach().cpu().numpy()))
+    values, new_grid = fit(target, gram, grid, spec, rounds)
+    rows = torch.from_numpy(np.ascontiguousarray(values.transpose(0, 2, 1)))
     with torch.no_grad():
-        weight.copy_(values.reshape(weight.shape))
+        weight.copy_(rows.reshape(weight.shape))
         if unit.bias is not None:
             bias = model.parameter_of(unit.bias)
-            shift = found.shift(original, values.double().reshape(original.shape))
-            bias += shift.reshape(bias.shape).to(bias.dtype)
+            bias += found.shift(original, rows.double()).reshape(bias.shape).to(bias)
             source = model.quantizer(model.units.sites[unit.inputs[0]]).grid()
-            new_grid = widen_for_bias(new_grid, bias.detach().cpu().numpy(), source)
+            new_grid = widen_for_bias(
+                new_grid, bias.detach().cpu().numpy(), source, model.bias_type(unit), spec.pow2
+            )
     quantizer.set_grid(new_grid)
-    power = float((target @ found.gram * target).sum())
-    errors = [
-        float(lattice.squared_error(target, v, found.gram).sum()) / max(power, 1e-30)
-        for v in (before, values.double().reshape(target.shape))
-    ]
-    return RoundedLayer(unit.name, *errors)
+    tried = (np.zeros_like(target), _columns_first(torch.from_numpy(before), groups), values)
+    power, nearest, error = (
+        float(lattice.squared_error(target, value, gram).sum()) for value in tried
+    )
+    return RoundedLayer(unit.name, nearest / max(power, _TINY), error / max(power, _TINY))
+
+
+def _columns_first(weight: Tensor, groups: int | None = None) -> lattice.Array:
+    """(groups, rows, columns), or a weight as the layer has it, as (groups, columns, rows)."""
+    if groups is not None:
+        weight = weight.reshape(groups, len(weight) // groups, -1)
+    return np.ascontiguousarray(weight.mT.numpy(), np.float32)
 
 
 def fit(
-    target: Tensor, found: Moments, grid: Affine, spec: QuantSpec, rounds: int
-) -> tuple[Tensor, Affine]:
-    """Weights on a grid, float32 and of the shape of ``target``, and the grid."""
+    target: lattice.Array, gram: lattice.Array, grid: Affine, spec: QuantSpec, rounds: int
+) -> tuple[lattice.Array, Affine]:
+    """Weights on a grid, of the shape of ``target``, and the grid."""
     codes = lattice.Codes(spec.qtype.qmin, spec.qtype.qmax)
-    per_row = spec.axis is not None
+    shape = (len(target), 1, target.shape[2])
     if spec.pow2:
-        scale = torch.tensor(grid.scale).double().reshape(-1, 1)
-        scale = scale.expand(target.shape[0] * target.shape[1], 1).reshape(*target.shape[:2], 1)
+        scale = np.broadcast_to(grid.scale, shape[0] * shape[2]).reshape(shape)
     else:
-        scale = lattice.searched_scale(target, found.gram, codes, per_row)
+        scale = lattice.searched_scale(target, gram, codes, spec.axis is not None)
     chosen, scale = lattice.solve(
-        target, found.gram, codes, scale=scale, fit_scale=not spec.pow2, rounds=rounds
+        target, gram, codes, scale=scale, fit_scale=not spec.pow2, rounds=rounds
     )
-    found_scale = scale.expand(*target.shape[:2], 1).reshape(-1)
-    found_scale = found_scale if per_row else found_scale[0]
-    new = Affine(grid.qtype, found_scale.numpy().astype(np.float32), grid.zero_point, grid.axis)
-    steps = torch.tensor(new.scale).reshape(-1, 1).expand(target.shape[0] * target.shape[1], 1)
-    return chosen.float() * steps.reshape(*target.shape[:2], 1), new
+    scales = scale.reshape(grid.scale.shape) if not spec.pow2 else grid.scale
+    return chosen * scale, Affine(grid.qtype, scales, grid.zero_point, grid.axis)

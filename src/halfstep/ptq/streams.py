@@ -47,6 +47,10 @@ class Layer:
         """For each batch, the input in the float and in the quantized model as it is now."""
         return self.source.values(self.unit.inputs[0])
 
+    def outputs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch, what it gives in both models, in front of activation and quantizer."""
+        return self.source.values(self.unit.head, rounded=False)
+
 
 class Streams:
     """Walks a calibrated model; what is changed in a layer is seen by all layers behind it.
@@ -96,10 +100,14 @@ class Streams:
             ends = outputs.all_input_nodes if last else self._segments[index + 1].live
             yield segment, tuple(ends)
 
-    def values(self, node: fx.Node) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch, the value of a node behind the cut in both models."""
+    def values(self, node: fx.Node, *, rounded: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch, the value of a node behind the cut in both models.
+
+        ``rounded`` is whether the quantizer behind the node, if there is one, has seen it.
+        """
         mine = sliced(self.model.graph.module, self._live, (node,))
-        other = sliced(self.model.module, self.quantized(self._live), self.quantized((node,)))
+        theirs = self.quantized((node,)) if rounded else (self._by_name[node.name],)
+        other = sliced(self.model.module, self.quantized(self._live), theirs)
         with torch.inference_mode():
             for exact, codes in zip(self._float, self._codes, strict=True):
                 yield mine(*exact)[0], other(*self._dequantized(codes))[0]

@@ -16,23 +16,29 @@ objective of AdaRound, per row). What is searched are the codes, and the scale o
 None of the last two can raise the error. Deviation from AdaRound: codes are not limited to the two
 neighbours of a weight, and there is neither a relaxation nor a regularizer.
 
-Shapes: ``target``, ``codes``: (groups, rows, columns); ``gram``: (groups, columns, columns);
-``scale``: broadcasts to ``target``. All of one floating dtype; codes hold integers.
+Shapes: ``target``, ``codes``: (groups, columns, rows), so that a column of all rows is contiguous;
+``gram``: (groups, columns, columns); ``scale``: broadcasts to ``target``. All are numpy float32:
+thousands of small steps follow each other, on the CPU whatever device the model is on.
 """
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
 
 BLOCK = 64
 """Columns whose changes are collected before they reach the rest by one matrix product."""
 
-FACTORS = torch.linspace(0.3, 1.0, 29, dtype=torch.float64)
+FACTORS = tuple(share / 20 for share in range(6, 21))
 """Shares of the range of a row that are tried as the range of its grid."""
 
-SWEEPS = 20
-"""Most sweeps of ``descend``; it stops earlier, when no code changes."""
+SWEEPS = 4
+"""Most sweeps of ``descend``."""
+
+SETTLED = 1e-3
+"""``descend`` stops after a sweep that changed at most this share of the codes."""
 
 
 @dataclass(frozen=True)
@@ -42,125 +48,138 @@ class Codes:
     low: int
     high: int
 
-    def nearest(self, steps: Tensor) -> Tensor:
+    def nearest(self, steps: Array) -> Array:
         """Round half to even, and saturate."""
-        return steps.round().clamp_(self.low, self.high)
+        rounded: Array = np.rint(steps)
+        return np.clip(rounded, self.low, self.high, out=rounded)
 
 
-def squared_error(target: Tensor, values: Tensor, gram: Tensor) -> Tensor:
+def squared_error(target: Array, values: Array, gram: Array) -> NDArray[np.float64]:
     """The error of each row: (groups, rows)."""
     distance = target - values
-    return (distance @ gram * distance).sum(-1)
+    error: NDArray[np.float64] = np.einsum(
+        "gkr,gkr->gr", gram @ distance, distance, dtype=np.float64
+    )
+    return error
 
 
-def nearest_plane(target: Tensor, gram: Tensor, scale: Tensor, codes: Codes) -> Tensor:
+def nearest_plane(target: Array, gram: Array, scale: Array, codes: Codes) -> Array:
     """Codes by one sweep, columns with the largest inputs first."""
-    order = gram.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True)
-    free = target[..., order].clone()
-    steps = scale.expand_as(target)[..., order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram[:, order][:, :, order]))
-    factor = torch.linalg.cholesky(inverse, upper=True)
-    found = torch.empty_like(free)
-    n_columns = free.shape[-1]
+    order = np.argsort(-np.einsum("gkk->k", gram), kind="stable")
+    free = target[:, order]
+    steps = np.broadcast_to(scale, target.shape)[:, order]
+    factor = _inverse_factor(gram[:, order[:, None], order])
+    found = np.empty_like(free)
+    n_columns = free.shape[1]
     for start in range(0, n_columns, BLOCK):
         stop = min(start + BLOCK, n_columns)
-        errors = torch.empty_like(free[..., start:stop])
+        errors = np.empty_like(free[:, start:stop])
         for k in range(start, stop):
-            found[..., k] = codes.nearest(free[..., k] / steps[..., k])
-            rounded = found[..., k] * steps[..., k]
-            error = (free[..., k] - rounded) / factor[:, k, k, None]
-            errors[..., k - start] = error
-            free[..., k:stop] -= error[..., None] * factor[:, None, k, k:stop]
-        free[..., stop:] -= errors @ factor[:, start:stop, stop:]
-    return found[..., order.argsort()]
+            found[:, k] = codes.nearest(free[:, k] / steps[:, k])
+            error = (free[:, k] - found[:, k] * steps[:, k]) / factor[:, k, k, None]
+            errors[:, k - start] = error
+            free[:, k + 1 : stop] -= factor[:, k, k + 1 : stop, None] * error[:, None]
+        free[:, stop:] -= factor[:, start:stop, stop:].transpose(0, 2, 1) @ errors
+    result = np.empty_like(found)
+    result[:, order] = found
+    return result
+
+
+def _inverse_factor(gram: Array) -> Array:
+    """The upper Cholesky factor ``U`` of the inverse, ``U^T U = H^-1``, computed in float64.
+
+    With the order of rows and columns reversed, ``H = L L^T``; then ``U`` is the inverse of ``L``,
+    reversed again. The inverse of ``H`` itself, which may be indefinite, is not formed.
+    """
+    lower = np.linalg.cholesky(gram[:, ::-1, ::-1].astype(np.float64))
+    return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1], np.float32)
 
 
 def descend(
-    target: Tensor, gram: Tensor, scale: Tensor, codes: Codes, start: Tensor, sweeps: int = SWEEPS
-) -> Tensor:
+    target: Array, gram: Array, scale: Array, codes: Codes, start: Array, sweeps: int = SWEEPS
+) -> Array:
     """Codes by coordinate descent from ``start``; the error of no row rises."""
-    found = start.clone()
-    steps = scale.expand_as(target)
-    pull = (target - found * steps) @ gram
-    weight = gram.diagonal(dim1=-2, dim2=-1)[:, None] * steps
+    found = start.copy()
+    steps = np.broadcast_to(scale, target.shape)
+    pull = gram @ (target - found * steps)
+    weight = np.einsum("gkk->gk", gram)[..., None] * steps
     for _ in range(sweeps):
-        changed = False
-        for first in range(0, found.shape[-1], BLOCK):
+        changed = 0
+        for first in range(0, found.shape[1], BLOCK):
             part = slice(first, first + BLOCK)
             moves = _descend_block(found, pull, gram, steps, weight, codes, part)
-            if bool(moves.any()):
-                changed = True
-                pull -= moves @ gram[:, part]
-        if not changed:
+            changed += int(np.count_nonzero(moves))
+            pull -= gram[:, :, part] @ moves
+        if changed <= SETTLED * found.size:
             break
     return found
 
 
 def _descend_block(
-    found: Tensor,
-    pull: Tensor,
-    gram: Tensor,
-    steps: Tensor,
-    weight: Tensor,
+    found: Array,
+    pull: Array,
+    gram: Array,
+    steps: Array,
+    weight: Array,
     codes: Codes,
     part: slice,
-) -> Tensor:
+) -> Array:
     """Set the codes of some columns, one after the other; the moves of their values."""
-    near = pull[..., part].clone()
-    own = gram[:, part, part]
-    moves = torch.zeros_like(near)
-    for k in range(near.shape[-1]):
+    near = pull[:, part].copy()
+    moves = np.empty_like(near)
+    for k in range(near.shape[1]):
         column = part.start + k
-        best = codes.nearest(found[..., column] + near[..., k] / weight[..., column])
-        move = (best - found[..., column]) * steps[..., column]
-        found[..., column] = best
-        moves[..., k] = move
-        near -= move[..., None] * own[:, None, k]
+        best = codes.nearest(found[:, column] + near[:, k] / weight[:, column])
+        moves[:, k] = (best - found[:, column]) * steps[:, column]
+        found[:, column] = best
+        later = gram[:, column, column + 1 : part.start + near.shape[1], None]
+        near[:, k + 1 :] -= later * moves[:, None, k]
     return moves
 
 
-def searched_scale(target: Tensor, gram: Tensor, codes: Codes, per_row: bool) -> Tensor:
+def searched_scale(target: Array, gram: Array, codes: Codes, per_row: bool) -> Array:
     """The scale with the least error if every weight goes to its nearest code.
 
     Returns:
-        (groups, rows, 1), or (1, 1, 1) if ``per_row`` is false.
+        (groups, 1, rows), or (1, 1, 1) if ``per_row`` is false.
     """
-    axes = (-1,) if per_row else (0, 1, 2)
-    ends = torch.maximum(
-        target.amax(axes, keepdim=True) / max(codes.high, 1),
-        target.amin(axes, keepdim=True) / min(codes.low, -1),
+    axes = (1,) if per_row else (0, 1, 2)
+    ends = np.maximum(
+        target.max(axes, keepdims=True) / max(codes.high, 1),
+        target.min(axes, keepdims=True) / min(codes.low, -1),
     )
-    widest = torch.where(ends > 0, ends, torch.ones_like(ends))
-    best, least = widest, torch.full_like(widest, torch.inf)
-    for factor in FACTORS.to(target):
-        scale = widest * factor
-        error = squared_error(target, codes.nearest(target / scale) * scale, gram)[..., None]
+    widest = np.where(ends > 0, ends, np.float32(1))
+    best, least = widest, np.full(widest.shape, np.inf)
+    for factor in FACTORS:
+        scale = (widest * factor).astype(np.float32)
+        error = squared_error(target, codes.nearest(target / scale) * scale, gram)[:, None]
         error = error if per_row else error.sum().reshape(1, 1, 1)
-        best = torch.where(error <= least, scale, best)
-        least = torch.minimum(error, least)
+        best = np.where(error <= least, scale, best)
+        least = np.minimum(error, least)
     return best
 
 
-def fitted_scale(target: Tensor, gram: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+def fitted_scale(target: Array, gram: Array, codes: Array, scale: Array) -> Array:
     """The scale with the least error for these codes; the old one where they are all zero."""
-    projected = codes @ gram
-    above, below = (projected * target).sum(-1, True), (projected * codes).sum(-1, True)
-    if scale.shape[1] == 1 and target.shape[:2] != scale.shape[:2]:
-        above, below = above.sum().reshape(1, 1, 1), below.sum().reshape(1, 1, 1)
-    fitted = above / below
-    return torch.where(torch.isfinite(fitted) & (fitted > 0), fitted, scale)
+    projected = gram @ codes
+    above, below = (
+        np.sum(projected * other, 1, np.float64, keepdims=True) for other in (target, codes)
+    )
+    if scale.shape != above.shape:  # one scale for all rows
+        above, below = (part.sum().reshape(1, 1, 1) for part in (above, below))
+    fitted = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return np.where(fitted > 0, fitted, scale).astype(np.float32)
 
 
 def solve(
-    target: Tensor,
-    gram: Tensor,
+    target: Array,
+    gram: Array,
     codes: Codes,
     *,
-    scale: Tensor,
-    start: Tensor | None = None,
+    scale: Array,
     fit_scale: bool = True,
     rounds: int = 3,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Array, Array]:
     """Codes and scale with a small error: a sweep, then descent and scale in turns.
 
     Args:
@@ -168,17 +187,13 @@ def solve(
         gram: of the inputs; positive definite.
         codes: the range of codes.
         scale: where to start.
-        start: codes to start from besides those of ``nearest_plane``; the better ones are taken.
         fit_scale: whether the scale may change.
         rounds: how often codes and scale are fitted in turn.
 
     Returns:
-        Codes and scale, float64 or float32 as the inputs.
+        Codes and scale.
     """
     found = nearest_plane(target, gram, scale, codes)
-    if start is not None:
-        mine, other = (squared_error(target, c * scale, gram) for c in (found, start))
-        found = torch.where((other < mine)[..., None], start, found)
     for turn in range(rounds):
         found = descend(target, gram, scale, codes, found)
         if not fit_scale or turn + 1 == rounds:
