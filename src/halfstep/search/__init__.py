@@ -8,6 +8,8 @@ from halfstep.graph.calibrate import observe
 from halfstep.search.allocate import Allocation, Usage, allocate, uniform
 from halfstep.search.analyze import Analysis, analyze
 from halfstep.search.bit_costs import BitCosts, bit_costs
+from halfstep.search.candidates import candidate_grids
+from halfstep.search.fisher import fisher_costs
 from halfstep.search.pareto import ParetoCurve, pareto
 from halfstep.search.partial import PartialQuantization, partially_quantize
 from halfstep.search.ranges import RangeHealth, range_health
@@ -33,6 +35,8 @@ __all__ = [
     "allocate",
     "analyze",
     "bit_costs",
+    "candidate_grids",
+    "fisher_costs",
     "hessian_traces",
     "observe",
     "pareto",

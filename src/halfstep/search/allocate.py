@@ -26,7 +26,8 @@ from halfstep.graph.match import Unit
 from halfstep.graph.placement import QUANTIZED, WEIGHTED
 from halfstep.graph.plan import Plan
 from halfstep.graph.readers import shape_of
-from halfstep.search.bit_costs import BitCosts, candidates, with_bits
+from halfstep.search.bit_costs import BitCosts
+from halfstep.search.candidates import widths, with_bits
 from halfstep.search.integer_program import LIMITS, Pair, Problem, Product, solve
 from halfstep.search.states import activation_sites, weight_site, weight_sites
 
@@ -119,7 +120,7 @@ def uniform(model: QuantizedModel, weights: int, activations: int) -> Usage:
     """
     costs = {site: {weights: 0.0} for site in weight_sites(model)}
     for site in activation_sites(model):
-        (bits,) = candidates(model.quantizer(site).spec, (activations,))
+        (bits,) = widths(model.quantizer(site).spec, (activations,))
         costs[site] = {bits: 0.0}
     problem = problem_of(model, costs)
     return _usage(problem, {site: next(iter(only)) for site, only in costs.items()})

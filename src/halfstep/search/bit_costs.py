@@ -10,30 +10,20 @@ hand: all widths of an activation are read from one calibration.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from halfstep.catalog import find
-from halfstep.core.grid import Affine
-from halfstep.core.spec import QuantSpec
-from halfstep.core.target import Target
-from halfstep.errors import PlanError, unknown_name
-from halfstep.graph.calibrate import Watched, grid_of, make_calibrator
+from halfstep.errors import unknown_name
 from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
+from halfstep.search.candidates import Grids
 from halfstep.search.samples import Scores, stream
-from halfstep.search.states import (
-    activation_sites,
-    only,
-    weight_site,
-    weight_sites,
-    weighted_units,
-)
+from halfstep.search.states import activation_sites, only, weight_sites
 from halfstep.search.walk import Branches
 
-Bits = tuple[int, ...]
-EVERY_WIDTH: Bits = (2, 3, 4, 5, 6, 7, 8)
+SUMMABLE = ("kl", "mse")
+"""The metrics that are errors, which are added up over sites."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +58,9 @@ class BitCosts:
 
 def bit_costs(
     model: QuantizedModel,
-    watched: Watched,
+    grids: Grids,
     data: Iterable[Any],
     *,
-    weight_bits: Bits = EVERY_WIDTH,
-    activation_bits: Bits = EVERY_WIDTH,
     metric: str = "kl",
     progress: Progress = silent,
 ) -> BitCosts:
@@ -80,21 +68,17 @@ def bit_costs(
 
     Args:
         model: from ``prepare``; it is left as it was.
-        watched: from ``halfstep.graph.calibrate.observe`` on this model.
-        data: a few batches; read once, one at a time.
-        weight_bits: the candidates of weights.
-        activation_bits: the candidates of activations.
+        grids: the candidates, from ``candidate_grids`` for this model.
+        data: a few batches; read once, one at a time, and run from each site on for each candidate.
         metric: "kl" of the outputs' softmax, or "mse" of the outputs.
         progress: wraps the batches.
 
     Raises:
-        PlanError: the target does not take one of the widths.
         UnknownNameError: of the metric.
         DataError: no batch, or one that does not fit the model or the metric.
     """
-    if metric not in ("kl", "mse"):
-        raise unknown_name("error that can be summed", metric, ("kl", "mse"))
-    grids = candidate_grids(model, watched, weight_bits, activation_bits)
+    if metric not in SUMMABLE:
+        raise unknown_name("error that can be summed", metric, SUMMABLE)
     scores: Scores[tuple[str, int]] = Scores(metric)
     variants = {(s, b): {s: grid} for s, found in grids.items() for b, grid in found.items()}
     branches = Branches(model, variants, only(model, ()))
@@ -112,49 +96,3 @@ def divided(
     weights = {site: costs[site] for site in weight_sites(model)}
     activations = {site: costs[site] for site in activation_sites(model)}
     return BitCosts(measure, weights, activations)
-
-
-def candidate_grids(
-    model: QuantizedModel, watched: Watched, weight_bits: Bits, activation_bits: Bits
-) -> dict[str, dict[int, Affine]]:
-    """For each site and number of bits, the grid by the plan's own rule for ranges."""
-    target: Target = find("target", model.plan.target)
-    _check(target, "weights", weight_bits, target.weight_bits)
-    _check(target, "activations", activation_bits, target.activation_bits)
-    grids: dict[str, dict[int, Affine]] = {}
-    for unit in weighted_units(model):
-        site = weight_site(model, unit)
-        grids.setdefault(site, {})
-        assert unit.weight is not None
-        weight = model.parameter_of(unit.weight).detach()
-        for bits in weight_bits:
-            spec = with_bits(model.quantizer(site).spec, bits)
-            found = make_calibrator(spec)
-            found.update(weight)
-            grids[site][bits] = grid_of(found, spec, site)
-    for site in activation_sites(model):
-        spec = model.quantizer(site).spec
-        grids[site] = {}
-        for bits in candidates(spec, activation_bits):
-            wanted = with_bits(spec, bits)
-            found = make_calibrator(wanted).adopt(watched.calibrators[site])
-            grids[site][bits] = grid_of(found, wanted, site)
-    return grids
-
-
-def candidates(spec: QuantSpec, bits: Bits) -> Bits:
-    """The widths that a site may have: its own alone, where the kernel dictates the grid."""
-    return (spec.qtype.bits,) if spec.calibrator == "unit_interval" else bits
-
-
-def with_bits(spec: QuantSpec, bits: int) -> QuantSpec:
-    """The spec with another number of bits."""
-    return replace(spec, qtype=replace(spec.qtype, bits=bits))
-
-
-def _check(target: Target, what: str, bits: Bits, accepted: tuple[int, int]) -> None:
-    if not bits or not all(accepted[0] <= b <= accepted[1] for b in bits):
-        raise PlanError(
-            f"{what}: asked for candidates of {', '.join(map(str, bits)) or 'no'} bits; target "
-            f"'{target.name}' takes {accepted[0]} to {accepted[1]}"
-        )

@@ -27,11 +27,10 @@ between what was found and what is proven.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from halfstep.errors import PlanError
 
@@ -167,7 +166,7 @@ class _Model:
         self.size = len(self.x) + len(self.z)
         self.costs = self._vector({v: problem.costs[s][b] for (s, b), v in self.x.items()})
         self.rows = {limit: self._row(limit) for limit in LIMITS}
-        self.structure = self._structure()
+        self.structure, self.sums = self._structure()
 
     def minimize(self, objective: Vector, limits: Mapping[str, float]) -> dict[str, int] | None:
         """The choice with the smallest objective; ``None`` if nothing fits."""
@@ -190,7 +189,10 @@ class _Model:
     def _solved(
         self, objective: Vector, room: Mapping[str, float], integer: bool = True
     ) -> Vector | None:
-        constraints = [self.structure]
+        # Imported here: it takes a second, and most who import halfstep solve nothing.
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        constraints = [LinearConstraint(self.structure, self.sums, self.sums)]
         for limit, most in room.items():
             row = self.rows[limit]
             scale = float(np.abs(row).max(initial=0.0)) or 1.0
@@ -229,8 +231,10 @@ class _Model:
             {v: _amount(limit, products[n], (i, j)) for (n, i, j), v in self.z.items()}
         )
 
-    def _structure(self) -> LinearConstraint:
-        """One number of bits a site; each ``z`` says what the two ``x`` say."""
+    def _structure(self) -> tuple[Any, list[float]]:
+        """One number of bits a site; each ``z`` says what the two ``x`` say: rows and sums."""
+        from scipy.sparse import csr_array
+
         rows: list[dict[int, float]] = []
         for site, costs in self.problem.costs.items():
             rows.append({self.x[site, bits]: 1.0 for bits in costs})
@@ -245,5 +249,4 @@ class _Model:
             sums += [0.0] * len(ends)
         entries = [(r, c, value) for r, row in enumerate(rows) for c, value in row.items()]
         row, column, value = zip(*entries, strict=True)
-        matrix = csr_array((value, (row, column)), shape=(len(rows), self.size))
-        return LinearConstraint(matrix, sums, sums)
+        return csr_array((value, (row, column)), shape=(len(rows), self.size)), sums

@@ -38,7 +38,7 @@ Array = NDArray[np.floating]
 # Beyond these a range is called unhealthy.
 LARGEST_SPREAD = 16.0  # four bits
 LARGEST_CREST = 32.0
-LARGEST_CLIPPED = 0.01
+LARGEST_CLIPPED = 0.03  # more than the least squared error clips, even with few bits
 SMALLEST_USED = 0.5  # one bit
 
 

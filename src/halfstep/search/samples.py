@@ -1,6 +1,6 @@
 """Batches as the methods here want them: checked, with what the float model makes of them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -60,6 +60,26 @@ def stream(
 def kept(model: QuantizedModel, data: Iterable[Any]) -> tuple[Batch, ...]:
     """All batches, in memory: for methods that need several passes, each over few samples."""
     return tuple(stream(model, data))
+
+
+def keeping(
+    data: Iterable[Any], inputs: Sequence[str], samples: int, first: list[tuple[Tensor, ...]]
+) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs of all batches, for a pass that is made anyway; the first samples are kept.
+
+    Args:
+        data: batches in any form.
+        inputs: names of the inputs, in order.
+        samples: how many to keep.
+        first: where they are put, with labels if there are any.
+    """
+    missing = samples
+    for values, labels in batches(data, inputs, torch.as_tensor):
+        if missing > 0:
+            labelled = values if labels is None else (*values, labels)
+            first.append(tuple(value[:missing] for value in labelled))
+            missing -= len(values[0])
+        yield values
 
 
 class Scores(Generic[Key]):

@@ -12,9 +12,10 @@ Equations, with ``H`` the Hessian of the loss with respect to the ``n`` values o
 
 ``H z`` is the gradient of ``g^T z``, ``g`` the gradient of the loss: no Hessian is ever made.
 
-All sites are probed at once, each with signs of its own. The products between two sites have mean
-zero, so that the estimate is unbiased; it needs more probes for the same precision than one site at
-a time would, and costs one backward pass for all of them.
+All weights are probed at once, and then all activations, each with signs of its own. What two sites
+have in common has mean zero, so that the estimates are unbiased, for one backward pass; but it adds
+to their variance, for activations much, as each of them determines those behind it. The standard
+error of each estimate is reported with it.
 
 Without labels the loss is the cross-entropy with the float model's own distribution (soft
 pseudo-labels). At the float weights its Hessian is the Fisher information, the curvature of
@@ -24,22 +25,23 @@ Deviations: of an activation, ``n`` counts the values of one sample, ``tr(H)`` i
 samples, and so is ``|Q_b(x) - x|^2``; sites that share a quantizer are summed.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 
 from halfstep.core.grid import Affine
 from halfstep.errors import DataError
-from halfstep.graph.calibrate import Watched
 from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
-from halfstep.search.bit_costs import EVERY_WIDTH, BitCosts, Bits, candidate_grids, divided
+from halfstep.search.bit_costs import BitCosts, divided
+from halfstep.search.candidates import Grids
 from halfstep.search.samples import Batch, stream
 from halfstep.search.states import applied
 from halfstep.search.walk import Walk
@@ -54,22 +56,28 @@ class Traces:
 
     Attributes:
         mean: ``tr(H) / n`` by site, of weights, activations and constants.
+        error: the standard error of each, from the differences between probes.
         probes: vectors of signs a batch.
         samples: how many samples the loss is a mean over.
     """
 
     mean: Mapping[str, float]
+    error: Mapping[str, float]
     probes: int
     samples: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", MappingProxyType(dict(self.mean)))
+        for name in ("mean", "error"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __str__(self) -> str:
         width = max((len(site) for site in self.mean), default=0)
         lines = [f"mean curvature, {self.probes} probes a batch, {self.samples} samples"]
         ranked = sorted(self.mean.items(), key=lambda item: -item[1])
-        return "\n".join(lines + [f"  {site:<{width}}  {value:.4g}" for site, value in ranked])
+        lines += [
+            f"  {site:<{width}}  {value:.4g} +- {self.error[site]:.2g}" for site, value in ranked
+        ]
+        return "\n".join(lines)
 
 
 def hessian_traces(
@@ -86,7 +94,7 @@ def hessian_traces(
         model: from ``prepare``; it is left as it was.
         data: a few small batches, with labels or without; read once. A batch is kept with all that
             two backward passes need: ask for small ones.
-        probes: vectors of signs a batch; the estimate's error falls with the root of their number.
+        probes: vectors of signs a batch, at least 2; the errors fall with the root of their number.
         seed: of the signs.
         progress: wraps the batches.
 
@@ -95,32 +103,42 @@ def hessian_traces(
     """
     walk = Walk(model)
     generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, float] = {}
+    means: dict[str, float] = defaultdict(float)
+    variances: dict[str, float] = defaultdict(float)
     samples = 0
     for batch in stream(model, data, progress, "traces"):
-        values, output = _differentiable(walk, batch)
-        found = hutchinson(cross_entropy(output, batch), list(values.values()), probes, generator)
-        for node, trace in zip(values, found, strict=True):
-            n = values[node].numel() / (1 if _constant(walk, node) else len(batch))
-            sums[walk.site(node)] = sums.get(walk.site(node), 0.0) + trace / n * len(batch)
+        values, output = walk.differentiable(batch.inputs)
+        loss = cross_entropy(output, batch)
+        for constant in (True, False):
+            nodes = [node for node in values if walk.is_constant(node) is constant]
+            found = hutchinson(loss, [values[node] for node in nodes], probes, generator)
+            for node, estimates in zip(nodes, found, strict=True):
+                n = values[node].numel() / (1 if constant else len(batch))
+                share = len(batch) / n
+                means[walk.site(node)] += share * float(estimates.mean())
+                variances[walk.site(node)] += share**2 * float(estimates.var()) / probes
         samples += len(batch)
-    return Traces({site: total / samples for site, total in sums.items()}, probes, samples)
+    mean = {site: total / samples for site, total in means.items()}
+    error = {site: math.sqrt(variances[site]) / samples for site in mean}
+    return Traces(mean, error, probes, samples)
 
 
 def hutchinson(
     loss: Tensor, values: Sequence[Tensor], probes: int, generator: torch.Generator
-) -> list[float]:
-    """Estimates of the traces of the Hessian of ``loss``, one for each of ``values``.
+) -> Tensor:
+    """Estimates of the traces of the Hessian of ``loss``: (values, probes), float64.
 
     Args:
         loss: a scalar that depends on the values differentiably, twice.
-        values: what to differentiate by, leaves or not.
-        probes: how many vectors of signs the mean is over.
+        values: what to differentiate by, leaves or not; each has a trace of its own.
+        probes: how many vectors of signs there are.
         generator: of the signs.
     """
+    found = torch.zeros(len(values), probes, dtype=torch.float64)
+    if not values:
+        return found
     gradients = torch.autograd.grad(loss, values, create_graph=True, materialize_grads=True)
-    sums = [0.0] * len(values)
-    for _ in range(probes):
+    for probe in range(probes):
         signs = [_signs(value, generator) for value in values]
         products = [(g * z).sum() for g, z in zip(gradients, signs, strict=True)]
         curved = [product for product in products if product.requires_grad]
@@ -130,8 +148,8 @@ def hutchinson(
             torch.stack(curved).sum(), values, retain_graph=True, materialize_grads=True
         )
         for index, (image, z) in enumerate(zip(images, signs, strict=True)):
-            sums[index] += float((image * z).sum(dtype=torch.float64))
-    return [total / probes for total in sums]
+            found[index, probe] = (image * z).sum(dtype=torch.float64)
+    return found
 
 
 def cross_entropy(output: Tensor, batch: Batch) -> Tensor:
@@ -148,38 +166,33 @@ def cross_entropy(output: Tensor, batch: Batch) -> Tensor:
 
 def trace_costs(
     model: QuantizedModel,
-    watched: Watched,
+    grids: Grids,
     traces: Traces,
     data: Iterable[Any],
     *,
-    weight_bits: Bits = EVERY_WIDTH,
-    activation_bits: Bits = EVERY_WIDTH,
     progress: Progress = silent,
 ) -> BitCosts:
-    """``Omega(b)`` of every candidate, on the ranges that the plan's rule finds for it.
+    """``Omega(b)`` of every candidate.
 
     A negative trace, which labels or too few probes can give, counts as zero.
 
     Args:
         model: from ``prepare``; it is left as it was.
-        watched: from ``halfstep.graph.calibrate.observe`` on this model.
+        grids: the candidates, from ``candidate_grids`` for this model.
         traces: of this model.
         data: batches for the perturbations of activations; read once.
-        weight_bits: the candidates of weights.
-        activation_bits: the candidates of activations.
         progress: wraps the batches.
     """
-    grids = candidate_grids(model, watched, weight_bits, activation_bits)
     constant: dict[tuple[str, int], float] = defaultdict(float)
     sampled: dict[tuple[str, int], float] = defaultdict(float)
     walk = Walk(model)
     samples = 0
     for batch in stream(model, data, progress, "perturbations"):
         with torch.inference_mode():
-            for node, value in _values(walk, batch):
-                if _constant(walk, node) and samples:
+            for node, value in walk.values(batch.inputs):
+                if walk.is_constant(node) and samples:
                     continue  # it was counted with the first batch
-                sums = constant if _constant(walk, node) else sampled
+                sums = constant if walk.is_constant(node) else sampled
                 site, curvature = walk.quantizers[node].site, max(traces.mean[walk.site(node)], 0)
                 for bits, grid in grids[site].items():
                     sums[site, bits] += curvature * _squared_error(model, site, grid, value)
@@ -189,39 +202,6 @@ def trace_costs(
         for site, found in grids.items()
     }
     return divided(model, "trace", costs)
-
-
-def _differentiable(walk: Walk, batch: Batch) -> tuple[dict[fx.Node, Tensor], Tensor]:
-    """The values that quantizers are called on, by their calls, and the output of the float model.
-
-    The output depends on all of them differentiably, whether the model trains them or not.
-    """
-    sources = {walk.source(node) for node in walk.quantizers}
-    live = walk.begin(batch.inputs)
-    found: dict[fx.Node, Tensor] = {}
-    with torch.enable_grad():
-        for node in walk.nodes:
-            if node in walk.quantizers:
-                found[node] = live[walk.source(node)]
-            walk.step(node, live, real=True)
-            if node in sources and node.op in ("placeholder", "get_attr"):
-                live[node] = live[node].detach().clone().requires_grad_()
-    output: Tensor = live[walk.nodes[-1]]
-    return found, output
-
-
-def _values(walk: Walk, batch: Batch) -> Iterator[tuple[fx.Node, Tensor]]:
-    """The values of the float model that quantizers are called on, one by one, by their calls."""
-    live = walk.begin(batch.inputs)
-    for node in walk.nodes:
-        if node in walk.quantizers:
-            yield node, live[walk.source(node)]
-        walk.step(node, live, real=True)
-
-
-def _constant(walk: Walk, node: fx.Node) -> bool:
-    """Whether a quantizer is called on a weight or a constant, which has no samples."""
-    return walk.source(node).op == "get_attr"
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

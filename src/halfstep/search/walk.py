@@ -6,7 +6,7 @@ runs each of them to its end from the values that are live there. Nothing but th
 whatever the number of variants, and a variant costs the part of a forward pass behind it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -40,6 +40,9 @@ class Walk:
             if node.op == "call_module"
         }
         self.quantizers = {n: m for n, m in self._modules.items() if isinstance(m, Quantizer)}
+        # A weight that two layers read has one quantizer, which is called for each of them.
+        first = {self.source(node): node for node in reversed(self.quantizers)}
+        self._values = set(first.values())
         last = {source: node for node in self.nodes for source in node.all_input_nodes}
         self._finished: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last.items():
@@ -82,6 +85,36 @@ class Walk:
     def site(self, node: fx.Node) -> str:
         """The site of the value that a quantizer is called on; that of the group may be another."""
         return self._sites[self.source(node).name]
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether a quantizer is called on a weight or a constant, which has no samples."""
+        return self.source(node).op == "get_attr"
+
+    def values(self, inputs: Inputs) -> Iterator[tuple[fx.Node, Tensor]]:
+        """The float model's values that quantizers are called on, one by one, with the calls."""
+        live = self.begin(inputs)
+        for node in self.nodes:
+            if node in self._values:
+                yield node, live[self.source(node)]
+            self.step(node, live, real=True)
+
+    def differentiable(self, inputs: Inputs) -> tuple[dict[fx.Node, Tensor], Tensor]:
+        """The same values, all at once, and the first output, which has gradients by all of them.
+
+        Weights, constants and inputs are copies: nothing of the model gets a gradient.
+        """
+        sources = {self.source(node) for node in self.quantizers}
+        live = self.begin(inputs)
+        found: dict[fx.Node, Tensor] = {}
+        with torch.enable_grad():
+            for node in self.nodes:
+                if node in self._values:
+                    found[node] = live[self.source(node)]
+                self.step(node, live, real=True)
+                if node in sources and node.op in ("placeholder", "get_attr"):
+                    live[node] = live[node].detach().clone().requires_grad_()
+        output: Tensor = live[self.nodes[-1]]
+        return found, output
 
     def first_use(self, state: State) -> int:
         """Index of the first node that computes something else when these quantizers change.
