@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "recipes": EVERYTHING,
     "report": EVERYTHING,
     "cli": EVERYTHING,
+    "cli_analyze": EVERYTHING,
     "halfstep": EVERYTHING,
 }
 """What each unit may import beside itself."""

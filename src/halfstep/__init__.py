@@ -11,7 +11,7 @@ The short way::
 By hand: ``capture``, ``make_plan``, ``prepare``, ``calibrate``, ``lower``, ``export``, ``verify``.
 """
 
-from halfstep import ptq
+from halfstep import ptq, search
 from halfstep.core.grid import Affine
 from halfstep.core.qtype import QType
 from halfstep.core.spec import QuantSpec
@@ -27,6 +27,7 @@ from halfstep.program.engine import Engine
 from halfstep.program.ir import IntProgram
 from halfstep.quantize import quantize
 from halfstep.result import Result
+from halfstep.search.analyze import analyze
 from halfstep.simulate import Simulation, simulate
 from halfstep.verdict import Status, Verdict
 from halfstep.verify import verify
@@ -48,6 +49,7 @@ __all__ = [
     "Simulation",
     "Status",
     "Verdict",
+    "analyze",
     "calibrate",
     "capture",
     "export",
@@ -57,6 +59,7 @@ __all__ = [
     "prepare",
     "ptq",
     "quantize",
+    "search",
     "simulate",
     "verify",
 ]

@@ -58,6 +58,7 @@ CATALOG = (
           "weights per channel, averaged ranges", _KRISHNAMOORTHI),
     Entry("recipe", "jacob_int8", "recipes.jacob_int8:jacob_int8",
           "weights per layer, averaged ranges", _JACOB),
+    Entry("recipe", "wu_int8", "recipes.wu_int8:wu_int8", "best of 4 calibrators, rest float", _WU),
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
 )

@@ -1,4 +1,4 @@
-"""The command line: ``halfstep quantize | plan | verify | list | demo``."""
+"""The command line: ``halfstep quantize | plan | analyze | verify | list | demo``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from halfstep.cli_analyze import analyze
 from halfstep.data import example_of
 from halfstep.errors import DataError, HalfstepError
 from halfstep.graph.capture import capture
@@ -166,6 +167,9 @@ def plan(  # noqa: PLR0913 (one parameter an option)
     if out is not None:
         made.save(out)
         print_line(f"written to {out}")
+
+
+app.command()(analyze)
 
 
 @app.command()
