@@ -1,0 +1,68 @@
+"""Bias correction from data: measure the shift of every layer's output, and take it back.
+
+Reference: Nagel et al. 2019 (arXiv 1906.04721), appendix D, and Nagel et al. 2021 (arXiv
+2106.08295), section 3.4, "empirical bias correction". Layer by layer in the order of execution,
+with the weights and activations of everything in front quantized and corrected already, and its
+own weight quantized, a layer ``l`` gives ``yh_l`` where the float model gives ``y_l``, in front of
+the activation function. Then ``b_l -= mean(yh_l - y_l)`` over samples and positions.
+
+Deviations: none. The outputs are not computed from the start for every layer but from the last
+place in the graph where few values are live (``streams.py``), which gives the same means.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfstep.graph.calibrate import keep_biases_small
+from halfstep.graph.insert import QuantizedModel
+from halfstep.progress import Progress, silent
+from halfstep.ptq.correct_bias import (
+    Correction,
+    CorrectionReport,
+    bias_refused,
+    shift_bias,
+)
+from halfstep.ptq.pairs import Refusal
+from halfstep.ptq.streams import Layer, Streams
+
+
+def correct_bias_from_data(
+    model: QuantizedModel, data: Iterable[Any], *, progress: Progress = silent
+) -> CorrectionReport:
+    """Shift the biases of ``model``, in place, so that the means of all layers are the float ones.
+
+    Args:
+        model: calibrated; every layer to correct has a bias (``graph.edit.with_biases``).
+        data: batches; read once.
+        progress: wraps the layers.
+
+    Raises:
+        DataError: an empty loader, or a batch of a wrong shape, dtype or value.
+        CalibrationError: a site has no grid yet.
+    """
+    layers: list[Correction] = []
+    skipped: list[Refusal] = []
+    for layer in Streams(model, data, progress=progress).layers():
+        reason = bias_refused(layer.unit)
+        if reason:
+            skipped.append(Refusal(layer.unit.name, reason))
+            continue
+        shift = _mean_difference(layer)
+        shift_bias(model, layer.unit, -shift)
+        layers.append(Correction(layer.unit.name, shift))
+    keep_biases_small(model)
+    return CorrectionReport(tuple(layers), tuple(skipped))
+
+
+def _mean_difference(layer: Layer) -> Tensor:
+    """``mean(yh - y)`` of each output channel over samples and positions, float64."""
+    axis = -1 if layer.unit.kind == "linear" else 1
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for exact, quantized in layer.outputs():
+        rows = (quantized - exact).double().movedim(axis, 0).flatten(1)
+        total = total + rows.sum(1)
+        count += rows.shape[1]
+    return total / count
