@@ -113,8 +113,8 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
     "formats": (
         "Number formats and published recipes",
         (
-            "The networks above; 2,000 of the CIFAR-10 test images, the 500 photos; verdicts on 200. "
-            "The engine runs what ONNX Runtime has no kernels for."
+            "The networks above; 2,000 of the CIFAR-10 test images, the 500 photos; verdicts on "
+            "200 of them. The engine runs what ONNX Runtime has no kernels for."
         ),
         {
             "network": _get("network"),
