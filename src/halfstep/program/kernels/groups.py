@@ -28,14 +28,15 @@ def codes_of_groups(
         contract: adds products of steps and weights.
         channel_axis: the axis of the channels, in the input as in the output.
     """
-    pieces = list(_pieces(setup, channel_axis))
     formula, grid = GROUPS[setup.op.formula or ""], setup.out_grid
     dtype = "float32" if _fits_float32(setup) else "float64"
     bias = _bias(setup, channel_axis)
-    ready = [(at, setup.constant(weight, dtype), scale) for at, weight, scale in pieces]
+    pieces = [
+        (at, setup.constant(w, dtype), scale) for at, w, scale in _pieces(setup, channel_axis)
+    ]
 
     def terms(steps: Array) -> Iterator[tuple[Array, Scale]]:
-        for at, weight, scale in ready:
+        for at, weight, scale in pieces:
             yield contract(steps[at], weight, None), scale
         yield from bias
 
