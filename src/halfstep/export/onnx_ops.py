@@ -104,6 +104,13 @@ def _clamp(writer: "Writer", op: Op, inputs: list[str]) -> str:
     return writer.node("Clip", [*inputs, *(end for end in ends if end)], _out(op))
 
 
+def _prelu(writer: "Writer", op: Op, inputs: list[str]) -> str:
+    """ONNX counts axes from the last, PyTorch has the slopes on axis 1."""
+    shape = (-1, *[1] * (len(writer.program.tensor(op.output).shape) - 2))
+    slopes = reshaped(writer, inputs[1], shape, f"{op.output}/slopes")
+    return writer.node("PRelu", [inputs[0], slopes], _out(op))
+
+
 def _reshape(writer: "Writer", op: Op, inputs: list[str]) -> str:
     return reshaped(writer, inputs[0], op.attrs["shape"], _out(op))
 
@@ -246,6 +253,8 @@ EMITTERS: dict[str, Emitter] = {
     "relu": _fixed("Relu"),
     "clamp": _clamp,
     "leaky_relu": _simple("LeakyRelu", alpha="slope"),
+    "prelu": _prelu,
+    "minimum": _fixed("Min"),
     "sigmoid": _fixed("Sigmoid"),
     "tanh": _fixed("Tanh"),
     "hardswish": _fixed("HardSwish"),

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from halfstep.graph.batchnorm import new_parameter, value_of
 from halfstep.graph.capture import Graph
+from halfstep.graph.match import find_units
 from halfstep.graph.ops import describe, is_computation
 from halfstep.graph.placement import WEIGHTED
 
@@ -27,6 +28,12 @@ def weighted_nodes(graph: Graph) -> Iterator[fx.Node]:
             info = describe(node)
             if info.kind in WEIGHTED and info.weight is not None and info.weight.op == "get_attr":
                 yield node
+
+
+def layer_names(graph: Graph) -> dict[fx.Node, str]:
+    """The name of every operation, by its node: that of its unit, whatever the target fuses."""
+    units = find_units(graph.module, frozenset({"relu", "clamp"})).units
+    return {unit.head: unit.name for unit in units}
 
 
 def set_value(module: nn.Module, node: fx.Node, value: Tensor) -> None:

@@ -77,6 +77,11 @@ def concat(setup: Setup) -> Step:
     return lambda *parts: setup.xp.concat(parts, axis=setup.attrs["axis"])
 
 
+def minimum(setup: Setup) -> Step:
+    """The smaller of two values: on one grid, the smaller of two codes."""
+    return lambda a, b: setup.xp.minimum(a, b)
+
+
 def expand(setup: Setup) -> Step:
     """Repeat axes of size 1; ``BATCH`` stands for the number of samples, the last argument."""
 

@@ -111,6 +111,12 @@ def _global_avg_pool(setup: Setup) -> Step:
     return lambda x: setup.xp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True)
 
 
+def _prelu(setup: Setup) -> Step:
+    """One slope for all channels, or one for each along axis 1."""
+    shape = (-1, *[1] * (len(setup.out.shape) - 2))
+    return lambda x, slope: setup.xp.where(x >= 0, x, x * setup.xp.reshape(slope, shape))
+
+
 def _upsample_linear(setup: Setup) -> Step:
     def run(x: Array) -> Array:
         for axis, factor in enumerate(setup.attrs["factors"], start=2):
@@ -153,6 +159,8 @@ KERNELS: dict[str, Kernel] = {
     "relu": _unary(lambda xp, x: xp.clip(x, 0.0, None)),
     "clamp": _unary(lambda xp, x, low, high: xp.clip(x, low, high)),
     "leaky_relu": _unary(lambda xp, x, slope: xp.where(x >= 0, x, x * slope)),
+    "prelu": _prelu,
+    "minimum": _named("minimum"),
     "sigmoid": _unary(_sigmoid),
     "tanh": _named("tanh"),
     "silu": _unary(lambda xp, x: x * _sigmoid(xp, x)),
