@@ -39,6 +39,7 @@ _JACOB = "Jacob et al. 2018, arXiv 1712.05877"
 _WU = "Wu et al. 2020, arXiv 2004.09602"
 _NAGEL = "Nagel et al. 2021, arXiv 2106.08295"
 _KRISHNAMOORTHI = "Krishnamoorthi 2018, arXiv 1806.08342"
+_DFQ = "Nagel et al. 2019, arXiv 1906.04721"
 _MEASURED = "measured, docs/arithmetic.md"
 
 _FOUND = "quant.calibrators"
@@ -59,6 +60,7 @@ CATALOG = (
     Entry("recipe", "jacob_int8", "recipes.jacob_int8:jacob_int8",
           "weights per layer, averaged ranges", _JACOB),
     Entry("recipe", "wu_int8", "recipes.wu_int8:wu_int8", "best of 4 calibrators, rest float", _WU),
+    Entry("recipe", "dfq", "recipes.dfq:dfq", "equalized, without data", _DFQ),
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
 )

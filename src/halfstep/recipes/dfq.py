@@ -6,9 +6,11 @@ the biases by what the batch norms say, set activation ranges by the same statis
 no training; 3 deviations for absorption and 6 for ranges are the only numbers. Where channels
 cannot be equalized, the paper clips weights instead.
 
-Deviations: weights are symmetric, as the kernels want them (asymmetric in the paper); only bounds
-between equalized layers are dropped; biases beside padding are not absorbed, unless asked for,
-because that changes the function.
+Deviations: weights are symmetric, as the kernels want them (asymmetric in the paper). The bound of
+ReLU6 becomes one bound a channel, which is exact, where the paper drops it: that is "replace", and
+costs a network that was trained with the bound its accuracy. Scales are held where they would blow
+up an activation (``headroom`` in ``ptq.equalize``). Biases beside padding are not absorbed, unless
+asked for, because that changes the function.
 """
 
 from collections.abc import Iterable
@@ -43,7 +45,8 @@ def dfq(  # noqa: PLR0913 (one parameter an option)
     target: str,
     journal: Journal,
     progress: Progress,
-    equalization: Relu6 | None = "replace",
+    equalization: Relu6 | None = "caps",
+    headroom: float | None = 4.0,
     absorption: Borders | None = "refuse",
     clip: float | None = None,
     correction: bool = True,
@@ -61,6 +64,7 @@ def dfq(  # noqa: PLR0913 (one parameter an option)
         journal: where the steps are recorded.
         progress: shows how far distillation is.
         equalization: what becomes of ReLU6 there (``ptq.equalize``); ``None`` equalizes nothing.
+        headroom: how far an activation may stick out of the others there; ``None`` for any.
         absorption: what becomes of padding there (``ptq.absorb_bias``); ``None`` absorbs nothing.
         clip: a level to clip weights at, such as the paper's 15 where nothing is equalized.
         correction: whether the shift of rounded weights is taken back.
@@ -75,7 +79,7 @@ def dfq(  # noqa: PLR0913 (one parameter an option)
     del data
     with journal.step("capture"):
         graph = with_biases(capture(model, example))
-    exact = _transformed(graph, equalization, absorption, journal)
+    exact = _transformed(graph, equalization, headroom, absorption, journal)
     clipped = exact if clip is None else _clipped(exact, clip, journal)
     with journal.step("plan", target=target):
         plan = make_plan(clipped, target, **{"per_channel": False} | choices)
@@ -89,12 +93,16 @@ def dfq(  # noqa: PLR0913 (one parameter an option)
 
 
 def _transformed(
-    graph: Graph, equalization: Relu6 | None, absorption: Borders | None, journal: Journal
+    graph: Graph,
+    equalization: Relu6 | None,
+    headroom: float | None,
+    absorption: Borders | None,
+    journal: Journal,
 ) -> Graph:
     """What keeps the float function, but for bounds that are dropped."""
     if equalization is not None:
         with journal.step("equalize") as record:
-            graph, equalized = equalize(graph, relu6=equalization)
+            graph, equalized = equalize(graph, relu6=equalization, headroom=headroom)
             record.facts |= {"pairs": len(equalized.pairs), "sweeps": equalized.sweeps}
     if absorption is not None:
         with journal.step("absorb") as record:
