@@ -26,7 +26,7 @@ POSITIONS_A_COLUMN = 32
 many for each column of the weight, whose moments they have to settle."""
 
 DAMPING = 1e-3
-"""Share of the mean variance that is added to every variance: what is not known well stays."""
+"""Share of the mean variance that is added to every variance: the matrix is positive definite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,24 +36,21 @@ class Moments:
     Attributes:
         mean: of the float inputs, (groups, columns).
         mean_quantized: of the quantized ones.
-        cross: cov(x, z), float with quantized inputs, (groups, columns, columns).
-        gram: cov(z, z) of the quantized inputs, damped: positive definite.
-        damping: what was added to the variances, (groups, 1, 1).
-        count: how many positions it is over.
+        gram: ``H = cov(z, z)`` of the quantized inputs, shrunk and damped: positive definite.
+        drift: ``cov(x - z, z)``, (groups, columns, columns).
+        shrinkage: the share of what was measured beside the diagonal that was taken for noise.
     """
 
     mean: Tensor
     mean_quantized: Tensor
-    cross: Tensor
     gram: Tensor
-    damping: Tensor
-    count: int
+    drift: Tensor
+    shrinkage: float
 
     def target(self, weight: Tensor) -> Tensor:
         """``W*``: the weights, (groups, rows, columns), that do best on the quantized inputs."""
-        pulled = weight @ self.cross + self.damping * weight
-        solved: Tensor = torch.linalg.solve(self.gram, pulled.mT)
-        return solved.mT
+        correction: Tensor = torch.linalg.solve(self.gram, (weight @ self.drift).mT)
+        return weight + correction.mT
 
     def shift(self, weight: Tensor, quantized: Tensor) -> Tensor:
         """What the bias has to gain so that the means of the outputs agree, (groups, rows)."""
@@ -61,28 +58,82 @@ class Moments:
         return wanted[..., 0]
 
 
+@dataclass
+class _Sums:
+    """Sums over positions: of x and z, of x z^T and z z^T."""
+
+    count: int
+    parts: list[Tensor]
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        parts = [a + b for a, b in zip(self.parts, other.parts, strict=True)]
+        return _Sums(self.count + other.count, parts)
+
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        """cov(x, z) and cov(z, z)."""
+        mean, mean_quantized, cross, square = (part / self.count for part in self.parts)
+        return (
+            cross - mean[:, :, None] * mean_quantized[:, None],
+            square - mean_quantized[:, :, None] * mean_quantized[:, None],
+        )
+
+
 def moments(unit: Unit, pairs: Iterable[tuple[Tensor, Tensor]], samples: int) -> Moments:
     """The moments of a convolution's or a linear layer's inputs.
+
+    A few hundred samples do not settle the covariances of a thousand columns, and codes that are
+    fitted to their noise fail on other samples. Two halves of the samples tell how much noise
+    there is: with ``A`` and ``B`` their matrices beside the diagonal, ``|A - B|^2 / 4`` is the
+    squared error to expect of their mean, and multiplying that mean by ``1 - |A - B|^2 / (4 |(A +
+    B) / 2|^2)`` makes its error least (the shrinkage of Ledoit and Wolf 2004, towards the diagonal,
+    with the noise measured and not assumed).
 
     Args:
         unit: the layer.
         pairs: for each batch, the input in the float and in the quantized model.
         samples: how many samples these batches hold.
     """
-    sums: list[Tensor] = []
-    count = 0
+    halves: dict[int, _Sums] = {}
     every = max(1, positions(unit) * samples // max(POSITIONS, POSITIONS_A_COLUMN * _columns(unit)))
     for index, pair in enumerate(pairs):
         x, z = (patches(unit, value, index % every, every) for value in pair)
-        count += x.shape[1]
-        found = [part.double() for part in (x.sum(1), z.sum(1), x.mT @ z, z.mT @ z)]
-        sums = [a.add_(b) for a, b in zip(sums, found, strict=True)] if sums else found
-    mean, mean_quantized, cross, gram = (part / count for part in sums)
-    cross = cross - mean[:, :, None] * mean_quantized[:, None]
-    gram = gram - mean_quantized[:, :, None] * mean_quantized[:, None]
-    damping = _damping(gram.diagonal(dim1=-2, dim2=-1).mean(-1))
-    gram.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
-    return Moments(mean, mean_quantized, cross, gram, damping[:, None, None], count)
+        for half in (0, 1):
+            # Positions of one sample are alike: halves are made of samples.
+            mine, theirs = (_half(value, len(pair[0]), half) for value in (x, z))
+            if mine.shape[1]:
+                found = _sums(mine, theirs)
+                halves[half] = halves[half] + found if half in halves else found
+    whole = halves[0] + halves[1] if 1 in halves else halves[0]
+    cross, gram = whole.covariances()
+    drift = cross - gram
+    shrinkage = _noise(halves[0], halves[1]) if 1 in halves else 0.0
+    variances = gram.diagonal(dim1=-2, dim2=-1).clone()
+    gram = gram * (1 - shrinkage)
+    gram.diagonal(dim1=-2, dim2=-1).copy_(variances + _damping(variances.mean(-1))[:, None])
+    mean, mean_quantized = (part / whole.count for part in whole.parts[:2])
+    return Moments(mean, mean_quantized, gram, drift, shrinkage)
+
+
+def _half(rows: Tensor, n_samples: int, half: int) -> Tensor:
+    """The positions of every second sample."""
+    by_sample = rows.reshape(len(rows), n_samples, -1, rows.shape[-1])
+    return by_sample[:, half::2].flatten(1, 2)
+
+
+def _sums(x: Tensor, z: Tensor) -> _Sums:
+    parts = [part.double() for part in (x.sum(1), z.sum(1), x.mT @ z, z.mT @ z)]
+    return _Sums(x.shape[1], parts)
+
+
+def _noise(first: _Sums, second: _Sums) -> float:
+    """The share of the whole, beside the diagonal, that is noise; between 0 and 1."""
+    a, b = (_beside_diagonal(part.covariances()[1]) for part in (first, second))
+    signal, noise = ((a + b) / 2).square().sum(), (a - b).square().sum() / 4
+    return float((noise / signal).clamp(max=1)) if signal > 0 else 0.0
+
+
+def _beside_diagonal(gram: Tensor) -> Tensor:
+    return gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))
 
 
 def _damping(variances: Tensor) -> Tensor:
@@ -114,7 +165,8 @@ def patches(unit: Unit, x: Tensor, first: int = 0, every: int = 1) -> Tensor:
         every: one position in so many is looked at, on a regular lattice of each sample.
     """
     if unit.kind == "linear":
-        return x.reshape(-1, x.shape[-1])[first::every][None]
+        tokens = x.reshape(len(x), -1, x.shape[-1])
+        return tokens[:, first % tokens.shape[1] :: every].reshape(1, -1, x.shape[-1])
     assert unit.weight is not None
     padding = [size for pair in reversed(unit.attrs["padding"]) for size in pair]
     windows = F.pad(x, padding) if any(padding) else x

@@ -1,0 +1,142 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import halfstep as hs
+from halfstep.graph.edit import with_biases
+from halfstep.graph.slices import segments, sliced
+from halfstep.ptq.moments import moments, patches
+from halfstep.ptq.streams import Streams
+from tests.models import Residual, normal, seeded
+
+DATA = [normal(6, 3, 8, 8, seed=seed) for seed in (1, 2, 3)]
+
+
+def calibrated(module: nn.Module, data: list[Tensor] = DATA, **choices: str) -> hs.QuantizedModel:
+    graph = with_biases(hs.capture(seeded(module), data[0]))
+    model = hs.prepare(graph, hs.make_plan(graph, **choices))
+    hs.calibrate(model, data)
+    return model
+
+
+class _Wide(nn.Module):
+    """Depthwise, grouped, strided, dilated and 1-d convolutions, padding of its own, a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8)
+        self.grouped = nn.Conv2d(8, 4, (1, 3), padding=(0, 1), groups=2)
+        self.last = nn.Conv1d(4, 6, 3, padding=1)
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(F.pad(x, (0, 1, 0, 1))).relu()
+        x = self.grouped(self.depthwise(x).relu())
+        y = self.last(x.flatten(2))
+        return self.linear(y.transpose(1, 2))
+
+
+@pytest.mark.parametrize("live_bytes", [1, 20_000, 1 << 30])
+@pytest.mark.parametrize("module", [Residual(), _Wide()], ids=["residual", "wide"])
+def test_layers_get_what_both_models_give_them(module: nn.Module, live_bytes: int) -> None:
+    model = calibrated(module)
+    streams = Streams(model, DATA, live_bytes=live_bytes)
+    seen = 0
+    for layer in streams.layers():
+        node = layer.unit.inputs[0]
+        theirs = streams.quantized((node,))
+        inputs = [n for n in model.module.graph.nodes if n.op == "placeholder"]
+        wanted = sliced(model.module, inputs, theirs)
+        exact = sliced(
+            model.graph.module, [n for n in node.graph.nodes if n.op == inputs[0].op], [node]
+        )
+        for batch, (x, z) in zip(DATA, layer.inputs(), strict=True):
+            assert torch.equal(x, exact(batch)[0])
+            assert torch.equal(z, wanted(batch)[0])
+        seen += 1
+    assert seen == len([u for u in model.units.units if u.weight is not None])
+
+
+def test_a_change_of_a_layer_is_seen_behind_it() -> None:
+    model = calibrated(Residual())
+    layers = Streams(model, DATA).layers()
+    first = next(layers)
+    assert first.unit.weight is not None
+    with torch.no_grad():
+        model.parameter_of(first.unit.weight).zero_()
+        assert first.unit.bias is not None
+        model.parameter_of(first.unit.bias).zero_()
+    _, z = next(next(layers).inputs())
+    assert not z.any()
+
+
+def test_segments_keep_no_more_than_allowed() -> None:
+    model = calibrated(Residual())
+    graph = model.graph.module.graph
+    whole = segments(model.units, graph, largest=0)
+    assert [(s.first, s.stop) for s in whole] == [(0, len(model.units.units))]
+    cut = segments(model.units, graph, largest=4 * 64)
+    assert [s.first for s in cut] == sorted({s.first for s in cut})
+    assert cut[0].first == 0
+    assert all(a.stop == b.first for a, b in itertools.pairwise(cut))
+    assert len(cut) > len(whole)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_moments_are_those_of_the_patches(every: int) -> None:
+    model = calibrated(_Wide())
+    for layer in Streams(model, DATA).layers():
+        unit = layer.unit
+        assert unit.weight is not None and unit.bias is not None
+        weight, bias = (
+            model.graph.module.get_parameter(str(n.target)) for n in (unit.weight, unit.bias)
+        )
+        for x, _ in layer.inputs():
+            rows = patches(unit, x)
+            by_group = weight.reshape(len(rows), -1, rows.shape[-1])
+            found = rows @ by_group.mT + bias.reshape(len(rows), 1, -1)
+            wanted = next(streamed(unit, model, x))
+            torch.testing.assert_close(found.mean(1).flatten(), wanted, rtol=1e-4, atol=1e-5)
+            some = patches(unit, x, 0, every)
+            assert 0 < some.shape[1] <= rows.shape[1]
+        found = moments(unit, layer.inputs(), samples=18)
+        assert torch.linalg.eigvalsh(found.gram).min() > 0
+
+
+def streamed(unit, model, x):  # type: ignore[no-untyped-def]
+    """The mean of each output channel of a layer, computed by the layer itself."""
+    outputs = sliced(model.graph.module, [unit.inputs[0]], [unit.head])(x)[0]
+    axes = [
+        a for a in range(outputs.ndim) if a != (outputs.ndim - 1 if unit.kind == "linear" else 1)
+    ]
+    yield outputs.detach().mean(axes)
+
+
+def test_noise_between_samples_is_shrunk_and_a_known_covariance_is_not() -> None:
+    model = calibrated(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)))
+    unit = next(u for u in model.units.units if u.kind == "linear")
+
+    def pairs(n: int, mixed: Tensor):  # type: ignore[no-untyped-def]
+        for seed in range(n // 16):
+            x = normal(16, 192, seed=seed) @ mixed
+            yield x, x
+
+    independent, mixed = torch.eye(192), normal(192, 192, seed=7)
+    few = moments(unit, pairs(64, independent), 64)
+    assert few.shrinkage > 0.9, "what lies beside the diagonal is nothing but noise"
+    many = moments(unit, pairs(4096, mixed), 4096)
+    assert many.shrinkage < 0.1
+    torch.testing.assert_close(few.target(normal(1, 5, 192).double()), normal(1, 5, 192).double())
+    truth = mixed.T @ mixed
+    errors = [
+        float((found.gram[0] - truth).norm() / truth.norm())
+        for found in (moments(unit, pairs(64, mixed), 64), many)
+    ]
+    assert errors[1] < errors[0]
+    raw = torch.cat([x for x, _ in pairs(64, mixed)])
+    plain = float(((raw - raw.mean(0)).T @ (raw - raw.mean(0)) / 64 - truth).norm() / truth.norm())
+    assert errors[0] < plain
