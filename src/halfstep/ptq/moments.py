@@ -11,7 +11,7 @@ so that fitting ``V`` to the float output on quantized inputs is fitting it to `
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,18 @@ class Moments:
     gram: Tensor
     drift: Tensor
     shrinkage: float
+
+    def with_means(self) -> "Moments":
+        """Second moments that hold the means too: for a layer without a bias to take care of them.
+
+        Its ``shift`` is not to be added then.
+        """
+        mean = self.mean_quantized
+        return replace(
+            self,
+            gram=self.gram + mean[:, :, None] * mean[:, None],
+            drift=self.drift + (self.mean - mean)[:, :, None] * mean[:, None],
+        )
 
     def target(self, weight: Tensor) -> Tensor:
         """``W*``: the weights, (groups, rows, columns), that do best on the quantized inputs."""

@@ -42,8 +42,8 @@ def round_weights(
     """Put every weight of ``model`` on its grid, and fit grids and biases, in place.
 
     Args:
-        model: calibrated. Layers without a bias (``graph.edit.with_biases`` gives them one) keep
-            the shift of their means.
+        model: calibrated. Layers without a bias (``graph.edit.with_biases`` gives them one) have
+            their means in the error that is minimized.
         data: a few hundred samples, without labels; read once.
         rounds: how often codes and scales are fitted in turn.
         progress: wraps the layers.
@@ -69,9 +69,10 @@ def _round(model: QuantizedModel, layer: Layer, samples: int, rounds: int) -> Ro
     quantizer = model.quantizer(model.units.sites[unit.weight])
     weight = model.parameter_of(unit.weight)
     found = moments(unit, layer.inputs(), samples)
+    found = found if unit.bias is not None else found.with_means()
     groups = len(found.gram)
     original = weight.detach().cpu().double().reshape(groups, len(weight) // groups, -1)
-    target, gram = _columns_first(found.target(original)), found.gram.numpy().astype(np.float32)
+    target, gram = columns_first(found.target(original)), found.gram.numpy().astype(np.float32)
     grid, spec = quantizer.grid(), quantizer.spec
     before = grid.dequantize(grid.quantize(weight.detach().cpu().numpy()))
     values, new_grid = fit(target, gram, grid, spec, rounds)
@@ -86,14 +87,14 @@ def _round(model: QuantizedModel, layer: Layer, samples: int, rounds: int) -> Ro
                 new_grid, bias.detach().cpu().numpy(), source, model.bias_type(unit), spec.pow2
             )
     quantizer.set_grid(new_grid)
-    tried = (np.zeros_like(target), _columns_first(torch.from_numpy(before), groups), values)
+    tried = (np.zeros_like(target), columns_first(torch.from_numpy(before), groups), values)
     power, nearest, error = (
         float(lattice.squared_error(target, value, gram).sum()) for value in tried
     )
     return RoundedLayer(unit.name, nearest / max(power, _TINY), error / max(power, _TINY))
 
 
-def _columns_first(weight: Tensor, groups: int | None = None) -> lattice.Array:
+def columns_first(weight: Tensor, groups: int | None = None) -> lattice.Array:
     """(groups, rows, columns), or a weight as the layer has it, as (groups, columns, rows)."""
     if groups is not None:
         weight = weight.reshape(groups, len(weight) // groups, -1)
