@@ -105,6 +105,17 @@ def test_labels_that_are_no_numbers_are_refused(labels: Any) -> None:
         quantized(seeded(Residual()), [(batch(), torch.arange(4)), (batch(1), labels)])
 
 
+def test_a_negative_number_of_samples_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^verify_samples: asked for 0 or more, found -3$"):
+        quantized(seeded(Residual()), verify_samples=-3)
+
+
+def test_a_model_with_nothing_to_quantize_says_so() -> None:
+    verdict = quantized(nn.Identity()).verdict
+    assert verdict is not None and verdict.status is hs.Status.FAILED
+    assert verdict.cause == "nothing was compared: no operation makes codes from codes"
+
+
 def test_infinity_that_arises_inside_the_model_is_named_by_its_site() -> None:
     model = Residual()
     seeded(model)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import halfstep as hs
 from halfstep.data import batches, example_of
 from halfstep.errors import DataError
 from tests.models import normal
@@ -91,6 +92,31 @@ def test_a_first_batch_that_the_model_cannot_take(
 
 
 # All batches
+
+
+class Samples:
+    """A dataset as torch has them, without batches."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        return X[index]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (X, r"one Tensor of shape \(4, 3\): asked for an iterable of batches, such as \[batch\]"),
+        (X.numpy(), r"one ndarray of shape \(4, 3\): asked for an iterable of batches"),
+        ({"x": X}, "one dict: asked for an iterable of batches"),
+        ("images", "one str: asked for an iterable of batches"),
+        (None, "of type NoneType: asked for an iterable of batches$"),
+        (Samples(), "of type Samples: .* batches; a DataLoader makes batches of its samples$"),
+    ],
+)
+def test_data_that_is_no_iterable_of_batches(data: Any, text: str) -> None:
+    with pytest.raises(DataError, match=f"^the data is {text}"):
+        list(batches(data, ("x",), torch.as_tensor))
+    with pytest.raises(DataError, match=f"^the data is {text}"):
+        hs.quantize(nn.Linear(3, 2), data)
 
 
 @CONVERTERS

@@ -120,6 +120,22 @@ def test_an_operation_without_a_place_is_refused():
         lowered(model, normal_inputs((7,)))
 
 
+def test_all_operations_without_a_place_are_named():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 3, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0].cumsum(1)
+
+    text = (
+        r"^lstm\.aten::zeros: .* nor have (?=.*lstm\.aten::lstm)(?=.*aten::cumsum).*\. Replace it"
+    )
+    with pytest.raises(LowerError, match=text):
+        lowered(Recurrent(), normal_inputs((5, 4)), redraw=False)
+
+
 def test_a_model_that_is_not_calibrated_is_refused():
     graph = hs.capture(seeded(Residual()), normal(2, 3, 8, 8))
     text = r"^x:in: it has no range yet; run halfstep\.calibrate\(model, data\) first$"

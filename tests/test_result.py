@@ -96,6 +96,14 @@ def test_saving_again_replaces_the_whole_folder(
     assert names(tmp_path) == {"out"}
 
 
+def test_what_a_notebook_shows_is_short(result: hs.Result, without_artifact: hs.Result) -> None:
+    verdict = str(result.verdict)
+    assert repr(result) == str(result) == f"Result({verdict.splitlines()[0]})"
+    assert repr(without_artifact) == "Result(not verified)"
+    assert repr(result.verdict) == verdict
+    assert repr(result.program) == "IntProgram(onnxruntime: 8 operations, 7 sites)"
+
+
 def test_an_empty_folder_is_taken(result: hs.Result, tmp_path: Path) -> None:
     result.save(tmp_path)
     assert "model.onnx" in names(tmp_path)

@@ -45,6 +45,8 @@ def number():
     return 3
 
 constant = 3
+instance = torch.nn.Linear(3, 2)
+ready = [torch.zeros(2, 3)]
 """
 
 
@@ -64,6 +66,13 @@ def test_a_model_from_a_file_finds_the_modules_beside_it(module: Path) -> None:
     assert isinstance(model, nn.Linear) and model.in_features == 5
     assert isinstance(load_model(f"{module}:lazy_model"), nn.ReLU)
     assert sys.path == path
+
+
+def test_what_is_a_model_or_data_already_is_taken_as_it_is(module: Path) -> None:
+    model = load_model(f"{module}:instance")
+    assert isinstance(model, nn.Linear) and model.in_features == 3
+    (batch,) = load_data(f"{module}:ready", PLAIN)
+    assert batch.shape == (2, 3)
 
 
 def test_a_file_is_imported_once(module: Path) -> None:
@@ -92,7 +101,7 @@ def test_weights_are_loaded(module: Path, tmp_path: Path) -> None:
         (":modell", UnknownNameError, "unknown callable of .*net.py 'modell': .*mean 'model'"),
         (":failing", DataError, r"it failed: RuntimeError: no luck \(.*net.py, line 16\)"),
         (":number", DataError, "asked for a torch.nn.Module, found int"),
-        (":constant", DataError, "constant is of type int, not a callable"),
+        (":constant", DataError, "asked for a torch.nn.Module, found int"),
         ("", DataError, "MODEL .*net.py: write package.module:callable or"),
         (":", DataError, "write package.module:callable or"),
     ],
@@ -127,7 +136,7 @@ def test_a_file_that_fails_to_import_is_not_kept(tmp_path: Path) -> None:
 def test_data_from_a_callable(module: Path) -> None:
     first, second = load_data(f"{module}:batches", PLAIN)
     assert first.shape == (2, 5) and second.sum() == 5
-    with pytest.raises(DataError, match="asked for an iterable of batches, found int"):
+    with pytest.raises(DataError, match=r"number: the data is of type int: asked for an iterable"):
         load_data(f"{module}:number", PLAIN)
 
 

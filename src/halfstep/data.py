@@ -9,6 +9,7 @@ import numpy as np
 from halfstep.errors import DataError
 
 T = TypeVar("T")
+NO_BATCH = "the data has no batch: it is empty, or an iterator that was used before"
 LABELS = ("labels", "label", "targets", "target")
 
 
@@ -29,11 +30,33 @@ def batches(
         DataError: a batch of another form, or no batch at all.
     """
     empty = True
-    for index, batch in enumerate(data):
+    for index, batch in enumerate(iterate(data)):
         empty = False
         yield _batch(batch, inputs, index, convert)
     if empty:
-        raise DataError("the data has no batch: it is empty, or an iterator that was used before")
+        raise DataError(NO_BATCH)
+
+
+def iterate(data: Any) -> Iterator[Any]:
+    """The batches of ``data``, which ``check_iterable`` takes."""
+    check_iterable(data)
+    return iter(data)
+
+
+def check_iterable(data: Any) -> None:
+    """Raise ``DataError`` if ``data`` is one batch, or holds single samples."""
+    wanted = "asked for an iterable of batches"
+    name = type(data).__name__
+    if hasattr(data, "shape"):
+        raise DataError(
+            f"the data is one {name} of shape {tuple(data.shape)}: {wanted}, such as [batch]"
+        )
+    if isinstance(data, Mapping | str):
+        raise DataError(f"the data is one {name}: {wanted}, such as [batch]")
+    if not isinstance(data, Iterable):
+        samples = hasattr(data, "__getitem__")
+        hint = "; a DataLoader makes batches of its samples" if samples else ""
+        raise DataError(f"the data is of type {name}: {wanted}{hint}")
 
 
 def example_of(

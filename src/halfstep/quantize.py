@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_flatten
 
 from halfstep.catalog import find
 from halfstep.core.target import Target, resolve
-from halfstep.data import example_of
+from halfstep.data import NO_BATCH, example_of, iterate
 from halfstep.errors import DataError
+from halfstep.graph.eager import original
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.lower import lower
@@ -59,6 +60,7 @@ def quantize(
     table: Target = find("target", target)
     check_options(recipe, choices, also=("target", "recipe", "verify_samples", "progress"))
     run = find("recipe", recipe)
+    model = original(model)
     journal = Journal()
     head, whole = peek(data)
     held = _Held(verify_samples)
@@ -137,13 +139,11 @@ def _first_tensor(outputs: Any) -> Tensor:
 
 def peek(data: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
     """The first batch, and all of them."""
-    iterator = iter(data)
+    iterator = iterate(data)
     try:
         head = next(iterator)
     except StopIteration:
-        raise DataError(
-            "the data has no batch: it is empty, or an iterator that was used before"
-        ) from None
+        raise DataError(NO_BATCH) from None
     return head, itertools.chain([head], iterator)
 
 
@@ -151,6 +151,8 @@ class _Held:
     """The first samples of a stream, kept for the proof."""
 
     def __init__(self, n: int) -> None:
+        if n < 0:
+            raise DataError(f"verify_samples: asked for 0 or more, found {n}")
         self.missing = n
         self.batches: list[Any] = []
 

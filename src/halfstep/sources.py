@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import length_hint
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from halfstep.data import batches
+from halfstep.data import batches, check_iterable
 from halfstep.errors import DataError, HalfstepError, unknown_name
 from halfstep.images import ArrayBatches, FolderBatches, Preprocessing
 from halfstep.weights import load_weights
@@ -32,7 +32,7 @@ def load_model(where: str, weights: Path | None = None) -> nn.Module:
         DataError: no such file or module, it raises, or what it gives is no model.
         UnknownNameError: the module has no such callable.
     """
-    model = _call("MODEL", where)
+    model = _found("MODEL", where)
     if not isinstance(model, nn.Module):
         raise DataError(f"MODEL {where}: asked for a torch.nn.Module, found {type(model).__name__}")
     if weights is not None:
@@ -56,11 +56,11 @@ def load_data(where: str, preprocessing: Preprocessing) -> Iterable[Any]:
         raise DataError(
             f"DATA {where}: there is no such folder; give an image folder, an .npz file, {_FORMS}"
         )
-    data = _call("DATA", where)
-    if not isinstance(data, Iterable):
-        raise DataError(
-            f"DATA {where}: asked for an iterable of batches, found {type(data).__name__}"
-        )
+    data = _found("DATA", where)
+    try:
+        check_iterable(data)
+    except DataError as error:
+        raise DataError(f"DATA {where}: {error}") from None
     return _Named(data, where)
 
 
@@ -112,8 +112,11 @@ def samples_of(
                 return
 
 
-def _call(what: str, where: str) -> Any:
-    """What the callable at ``where`` returns; its own folder can be imported from meanwhile."""
+def _found(what: str, where: str) -> Any:
+    """What the callable at ``where`` returns, or what stands there if it is a model or data itself.
+
+    Its own folder can be imported from meanwhile.
+    """
     source, _, name = where.rpartition(":")
     if not source or not name:
         raise DataError(f"{what} {where}: write {_FORMS}")
@@ -125,23 +128,22 @@ def _call(what: str, where: str) -> Any:
             module = importlib.import_module(source) if file is None else _import_file(file)
         except Exception as error:  # whatever the module's own code raises
             raise _failure(f"{what} {where}: it cannot be imported", error) from error
-        function = _attribute(module, name, what, where)
+        found = _attribute(module, name, where)
+        if isinstance(found, nn.Module) or not callable(found):
+            return found
         try:
-            return function()
+            return found()
         except Exception as error:  # whatever the function raises
             raise _failure(f"{what} {where}: it failed", error) from error
 
 
-def _attribute(module: ModuleType, name: str, what: str, where: str) -> Callable[[], Any]:
+def _attribute(module: ModuleType, name: str, where: str) -> Any:
     known = {key: value for key, value in vars(module).items() if not key.startswith("_")}
     found = known.get(name)
     if found is None:
         own = [key for key, value in known.items() if callable(value)]
         raise unknown_name(f"callable of {where.removesuffix(name)[:-1]}", name, own)
-    if not callable(found):
-        raise DataError(f"{what} {where}: {name} is of type {type(found).__name__}, not a callable")
-    function: Callable[[], Any] = found
-    return function
+    return found
 
 
 @contextmanager

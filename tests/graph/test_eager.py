@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import halfstep as hs
 from halfstep.errors import CaptureError, DataError
+from halfstep.graph.eager import original
 from tests.models import Call, CallTwo, Residual, normal, seeded
 
 
@@ -97,3 +99,45 @@ def test_buffers_that_a_forward_changes_stay_as_they_were() -> None:
     with pytest.raises(DataError, match="ValueError: never"):
         hs.capture(model, normal(2, 3))
     assert model.calls == 0
+
+
+of_torchs_own = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def exported() -> nn.Module:
+    return torch.export.export(nn.Linear(4, 2), (normal(2, 4),)).module()
+
+
+@of_torchs_own
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: nn.Linear, r"found the class Linear; make one of it: Linear\(\.\.\.\)"),
+        (lambda: [normal(2, 4)], "found list; write a module with a forward"),
+        (lambda: torch.relu, "found builtin_function_or_method; write a module with a forward"),
+        (
+            lambda: torch.jit.trace(nn.Linear(4, 2), normal(2, 4)),
+            "found one that torch.jit compiled; give the module that it was made from",
+        ),
+        (exported, "found one that torch.export made; give the module that it was made from"),
+    ],
+    ids=["class", "list", "function", "jit", "export"],
+)
+def test_what_is_no_module_to_capture(make: Callable[[], Any], text: str) -> None:
+    model = make()
+    for verb in (lambda: hs.capture(model, normal(2, 4)), lambda: hs.quantize(model, [])):
+        with pytest.raises(CaptureError, match=f"^model: asked for a torch.nn.Module, {text}"):
+            verb()
+
+
+@of_torchs_own
+def test_a_compiled_model_is_captured_as_what_it_wraps() -> None:
+    model = seeded(nn.Linear(4, 2))
+    assert original(torch.compile(model)) is model
+    assert original(model) is model
+
+
+def test_complex_inputs_are_refused() -> None:
+    text = r"^input:in: batch 0: asked for real numbers, found torch.complex64; give both parts"
+    with pytest.raises(DataError, match=text):
+        hs.capture(nn.Identity(), torch.zeros(2, 3, dtype=torch.complex64))

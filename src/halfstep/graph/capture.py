@@ -17,7 +17,7 @@ from halfstep.errors import CaptureError, DataError, unknown_name
 from halfstep.graph.batchnorm import fold_batchnorm
 from halfstep.graph.canonical import canonicalize
 from halfstep.graph.constants import fold_constants
-from halfstep.graph.eager import first_line, is_users, run_eagerly, users_line
+from halfstep.graph.eager import first_line, is_users, original, run_eagerly, users_line
 from halfstep.graph.parameters import fold_computed_weights, separate_roles
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -59,6 +59,7 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
         CaptureError: the export refuses the model, or its graph computes something else.
         DataError: the model itself cannot run on the example.
     """
+    model = original(model)
     if only is not None:
         model = _submodule(model, only)
     _check_float32(model)
@@ -121,6 +122,11 @@ def _check_example(name: str, value: Any) -> None:
         raise DataError(f"{where}: it holds NaN or infinity; clean the data")
     if value.is_floating_point() and value.dtype != torch.float32:
         raise DataError(f"{where}: asked for torch.float32, found {value.dtype}; convert it")
+    if value.is_complex():
+        raise DataError(
+            f"{where}: asked for real numbers, found {value.dtype}; give both parts, as "
+            "torch.view_as_real does"
+        )
 
 
 def _export(

@@ -8,9 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from halfstep.errors import CaptureError, DataError
+
+
+def original(model: Any) -> nn.Module:
+    """``model``, or what ``torch.compile`` wraps; anything else is refused.
+
+    Raises:
+        CaptureError: it is no module, or one whose code is gone.
+    """
+    if isinstance(model, type):
+        found = f"the class {model.__name__}; make one of it: {model.__name__}(...)"
+    elif not isinstance(model, nn.Module):
+        found = f"{type(model).__name__}; write a module with a forward"
+    elif isinstance(model, torch.jit.ScriptModule):
+        found = "one that torch.jit compiled; give the module that it was made from"
+    elif isinstance(model, fx.GraphModule) and "_guards_fn" in dict(model.named_children()):
+        found = "one that torch.export made; give the module that it was made from"
+    else:
+        wrapped = getattr(model, "_orig_mod", model)
+        assert isinstance(wrapped, nn.Module)
+        return wrapped
+    raise CaptureError(f"model: asked for a torch.nn.Module, found {found}")
 
 
 def run_eagerly(

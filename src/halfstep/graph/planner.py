@@ -120,7 +120,12 @@ def _execution(unit: Unit, target: Target) -> tuple[Execution, str]:
     """How a unit runs, and why not on an integer kernel."""
     rule = target.rules.get(unit.kind)
     if rule is None:
-        missing = f"target '{target.name}' has no rule for {unit.kind}"
+        known = "::" not in unit.kind
+        missing = (
+            f"target '{target.name}' has no rule for {unit.kind}"
+            if known
+            else f"{unit.kind} is not in the op table, and no program can hold it"
+        )
         return Execution.FLOAT, MASK_REASON if unit.head.meta.get("mask") else missing
     refusal = _nature(unit) or rule.refuses(unit.facts)
     return (Execution.FLOAT, refusal) if refusal else (rule.execution, rule.reason)
