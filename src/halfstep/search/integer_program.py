@@ -15,10 +15,10 @@ costs what depends on the bits of both, so it has ``z[p, i, j]``, 1 if ``a`` has
                 sum z[p, i, j] macs[p] i j          <= bops
                 sum z[p, i, j] latency[p][i, j]     <= latency
 
-``z`` need not be declared integer: with ``x`` fixed, the two sums leave it one value. Activations
-that share a grid, because codes are copied between them or because several operations read them,
-are one site, so they have one ``x``: the paper has bits for each layer instead, which cannot say
-that two layers read the same value. A product of a value with itself has ``z[p, i, i] = x[a, i]``.
+With ``x`` fixed, the two sums leave ``z`` one value. Activations that share a grid, because codes
+are copied between them or because several operations read them, are one site, so they have one
+``x``: the paper has bits for each layer instead, which cannot say that two layers read the same
+value. A product of a value with itself has ``z[p, i, i] = x[a, i]``.
 
 The solver is HiGHS (Huangfu and Hall 2018) through ``scipy.optimize.milp``, with no gap allowed
 between what was found and what is proven.
@@ -197,11 +197,10 @@ class _Model:
             row = self.rows[limit]
             scale = float(np.abs(row).max(initial=0.0)) or 1.0
             constraints.append(LinearConstraint(row[None] / scale, -np.inf, most / scale))
-        integrality = np.zeros(self.size)
-        integrality[: len(self.x)] = integer
         found: Vector | None = milp(
             objective,
-            integrality=integrality,
+            # Of ``z`` it follows from ``x``, but the solver would make a program of its own of it.
+            integrality=np.full(self.size, int(integer)),
             bounds=Bounds(0, 1),
             constraints=constraints,
             options={"mip_rel_gap": 0},
