@@ -40,6 +40,8 @@ _WU = "Wu et al. 2020, arXiv 2004.09602"
 _NAGEL = "Nagel et al. 2021, arXiv 2106.08295"
 _KRISHNAMOORTHI = "Krishnamoorthi 2018, arXiv 1806.08342"
 _DFQ = "Nagel et al. 2019, arXiv 1906.04721"
+_ADAROUND = "Nagel et al. 2020, arXiv 2004.10568"
+_OWN = "docs/recipes/best.md"
 _MEASURED = "measured, docs/arithmetic.md"
 
 _FOUND = "quant.calibrators"
@@ -60,6 +62,11 @@ CATALOG = (
     Entry("recipe", "jacob_int8", "recipes.jacob_int8:jacob_int8",
           "weights per layer, averaged ranges", _JACOB),
     Entry("recipe", "wu_int8", "recipes.wu_int8:wu_int8", "best of 4 calibrators, rest float", _WU),
+    Entry("recipe", "qualcomm_ptq", "recipes.qualcomm_ptq:qualcomm_ptq",
+          "equalize, MSE ranges, AdaRound", _NAGEL),
+    Entry("recipe", "low_bit", "recipes.low_bit:low_bit",
+          "MSE ranges, weights rounded together", _ADAROUND),
+    Entry("recipe", "best", "recipes.best:best", "cheapest that keeps accuracy", _OWN),
     Entry("recipe", "dfq", "recipes.dfq:dfq", "equalized, without data", _DFQ),
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),

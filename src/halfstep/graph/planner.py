@@ -42,6 +42,7 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
     first_last: str | None = None,
     pow2: bool = False,
     group_size: int | None = None,
+    elementwise: str | None = None,
 ) -> Plan:
     """Plan every site of ``graph`` by the rules of ``target``.
 
@@ -59,6 +60,9 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
         pow2: every scale is a power of two.
         group_size: one scale for so many inputs of an output channel of each weight. A weight
             with no more inputs, and that of a transposed convolution, has one scale a channel.
+        elementwise: the type of activations that no conv, linear or matmul reads, such as the
+            addends of an addition; that of all activations if ``None``. Products of few bits do
+            not need their sums to be as coarse.
 
     Raises:
         PlanError: the target does not accept a type, or must run integers only and cannot; or a
@@ -78,6 +82,9 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
     how = {name: execution for name, (execution, _) in executions.items()}
     floats = {name: reason for name, (_, reason) in executions.items() if reason}
     specs = {units.sites[node]: activation for node in quantized_values(units, how)}
+    if elementwise is not None:
+        wide = replace(activation, qtype=QType.parse(elementwise))
+        specs |= dict.fromkeys(_not_multiplied(units, how), wide)
     specs |= _weight_specs(units, how, weight, per_channel, group_size)
     specs |= _fixed_outputs(units, table, specs, how)
     for site, spec in specs.items():
@@ -89,6 +96,23 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
 
 def _type(name: str | None, default: QType) -> QType:
     return QType.parse(name) if name else default
+
+
+def _not_multiplied(units: Units, how: Mapping[str, Execution]) -> list[str]:
+    """Sites of activations that no conv, linear or matmul reads, nor a copy of their codes."""
+    groups = Plan("", {}, _copies(units, how), {}, how).groups
+    multiplied = {
+        units.sites[node]
+        for unit in units.units
+        if unit.kind in WEIGHTED or unit.kind == "matmul"
+        for node in unit.inputs
+    }
+    multiplied |= {site for group in groups if multiplied & set(group) for site in group}
+    return [
+        units.sites[node]
+        for node in quantized_values(units, how)
+        if units.sites[node] not in multiplied
+    ]
 
 
 def _weight_specs(

@@ -77,7 +77,7 @@ def _search(model: QuantizedModel, layer: Layer, samples: int) -> RoundedLayer:
     )
     if after < before:
         quantizer.set_grid(new)
-    power = max(power, np.finfo(np.float32).tiny)
+    power = max(power, float(np.finfo(np.float32).tiny))
     return RoundedLayer(unit.name, before / power, min(before, after) / power)
 
 
