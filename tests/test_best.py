@@ -135,7 +135,7 @@ def test_recipes_give_exact_artifacts(choices: dict[str, object]) -> None:
     module = classifier()
     result = hs.quantize(module, labelled(module), **choices)  # type: ignore[arg-type]
     assert result.verdict is not None and result.verdict.status is hs.Status.EXACT
-    assert min(result.verdict.agreement.values()) > 0.7
+    assert min(result.verdict.agreement.values()) > 0.5, "five classes: chance is 0.2"
 
 
 def test_an_unknown_rounding_is_refused() -> None:
