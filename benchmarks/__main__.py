@@ -16,7 +16,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from benchmarks import accuracy, cost, formats, page
+from benchmarks import accuracy, cost, formats, page, recipes, rounding
 from halfstep.files import write_atomically
 from halfstep.result import versions
 
@@ -28,6 +28,10 @@ SECTIONS = {
     "efficientnet": accuracy.efficientnet,
     "conformance": accuracy.conformance,
     "formats": formats.formats,
+    "rounding_resnet20": rounding.rounding_resnet20,
+    "rounding_efficientnet": rounding.rounding_efficientnet,
+    "rounding_layers": rounding.rounding_layers,
+    "recipes": recipes.recipes,
     "quantization": cost.quantization,
     "scaling": cost.scaling,
     "peer_quantization": cost.peer_quantization,
@@ -56,6 +60,9 @@ def main() -> None:
         write_atomically(store, json.dumps(results, indent=1).encode())
         text = page.render(results, processor())
         write_atomically(REPOSITORY / "docs" / "results.md", text.encode())
+        for file in sorted((REPOSITORY / "docs" / "recipes").glob("*.md")):
+            filled = page.recipe_page(file.read_text(), file.stem, results)
+            write_atomically(file, filled.encode())
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
 
 

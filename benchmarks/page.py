@@ -19,6 +19,22 @@ def render(results: Mapping[str, Any], processor: str) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def recipe_page(text: str, recipe: str, results: Mapping[str, Any]) -> str:
+    """The page of a recipe with what was measured of it between its two markers."""
+    head, _, rest = text.partition(_BEGIN)
+    _, end, tail = rest.partition(_END)
+    if not end:
+        return text
+    rows = [
+        {"format": "W8A8", **row}
+        for name in ("recipes", "rounding_resnet20", "rounding_efficientnet")
+        for row in results.get(name, {}).get("rows", ())
+        if row["recipe"] == recipe
+    ]
+    shown = [*table(rows, _OF_A_RECIPE)] if rows else ["Not measured yet."]
+    return "\n".join([f"{head}{_BEGIN}", "", *shown, "", f"{_END}{tail}"])
+
+
 def _measured(section: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
     return f"Measured {section['date']} with {listed}."
@@ -64,6 +80,16 @@ _ACCURACY = {
     "fake-quantized": _top1("fake-quantized"),
     "engine": _top1("engine"),
     "runtime": _top1("runtime"),
+}
+_BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
+_OF_A_RECIPE = {
+    "network": _get("network"),
+    "format": _get("format"),
+    "options": lambda row: row.get("options", ""),
+    "float": _top1("float"),
+    "runtime": _top1("runtime"),
+    "seconds": _get("seconds", "{:.1f}"),
+    "verdict": _verdict,
 }
 _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str]]]] = {
     "resnet20": (
@@ -122,6 +148,66 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
             "ran in": _get("ran"),
             "top-1": _get("top1", "{:.2%}"),
             "verdict": lambda row: _verdict(row) if "status" in row else "",
+        },
+    ),
+    "rounding_resnet20": (
+        "ResNet-20 with few bits",
+        (
+            "Published weights, 256 training images without labels, the 10,000 test images. *ptq* "
+            "is nearest rounding with min-max weights, *low_bit* rounds the weights of a layer "
+            "together. Addends are values that no convolution reads."
+        ),
+        {"format": _get("format"), "recipe": _get("recipe"), **_ACCURACY}
+        | {
+            "seconds": _get("seconds", "{:.1f}"),
+            "of them rounding": _get("rounding", "{:.1f}"),
+            "resident growth, MB": _get("megabytes", "{:.0f}"),
+            "verdict": _verdict,
+        },
+    ),
+    "rounding_efficientnet": (
+        "EfficientNet-Lite0 with 4-bit weights",
+        (
+            "Real weights, one scale a channel, all layers 4 bits; the first 256 of the 500 photos "
+            "without labels, judged on all 500."
+        ),
+        {"format": _get("format"), "recipe": _get("recipe"), **_ACCURACY}
+        | {
+            "seconds": _get("seconds", "{:.1f}"),
+            "of them rounding": _get("rounding", "{:.1f}"),
+            "resident growth, MB": _get("megabytes", "{:.0f}"),
+            "verdict": _verdict,
+        },
+    ),
+    "rounding_layers": (
+        "Fast rounding against AdaRound",
+        (
+            "Three layers of ResNet-20 with 4-bit weights, all else float, 256 images; squared "
+            "error of a layer's output relative to its variance, on 256 other images."
+        ),
+        {
+            "method": _get("method"),
+            "seconds for the three": _get("seconds", "{:.1f}"),
+            **{
+                name: _get(name, "{:.5f}")
+                for name in ("layer1.1.conv1", "layer2.1.conv1", "layer3.1.conv1")
+            },
+        },
+    ),
+    "recipes": (
+        "Every recipe",
+        (
+            "W8A8 as each recipe has it. ResNet-20: 256 training images, 10,000 test images; "
+            "EfficientNet-Lite0: the first 256 photos, all 500. *In float* counts operations."
+        ),
+        {"network": _get("network"), "recipe": _get("recipe"), "options": _get("options")}
+        | {
+            "float": _top1("float"),
+            "runtime": _top1("runtime"),
+            "seconds": _get("seconds", "{:.1f}"),
+            "integer MACs in the runtime": _get("coverage", "{:.2%}"),
+            "in float": _get("floats"),
+            "verdict": _verdict,
         },
     ),
     "quantization": (

@@ -25,8 +25,15 @@ POSITIONS_A_COLUMN = 32
 """Output positions that are looked at, over all samples, spread evenly: at least so many, and so
 many for each column of the weight, whose moments they have to settle."""
 
-DAMPING = 1e-3
-"""Share of the mean variance that is added to every variance: the matrix is positive definite."""
+DAMPING = 0.05
+"""Share of the mean variance that is added to every variance."""
+
+DISTRUST = 0.2
+"""Share of every covariance that is given up beside what is noise.
+
+Both stand for samples unlike those that were seen, which no statistics of these can know. On 256
+photos of other classes than the ones it was rounded on, EfficientNet-Lite0 with 4-bit weights gains
+three points by them, and loses less than one on those it was rounded on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +127,7 @@ def moments(unit: Unit, pairs: Iterable[tuple[Tensor, Tensor]], samples: int) ->
     drift = cross - gram
     shrinkage = _noise(halves[0], halves[1]) if 1 in halves else 0.0
     variances = gram.diagonal(dim1=-2, dim2=-1).clone()
-    gram = gram * (1 - shrinkage)
+    gram = gram * (1 - shrinkage) * (1 - DISTRUST)
     gram.diagonal(dim1=-2, dim2=-1).copy_(variances + _damping(variances.mean(-1))[:, None])
     mean, mean_quantized = (part / whole.count for part in whole.parts[:2])
     return Moments(mean, mean_quantized, gram, drift, shrinkage)
