@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from halfstep.quant.rounding import lattice
 from halfstep.quant.rounding.lattice import Array, Codes
+from tests.broken import rounding as broken
 
 INT3 = Codes(-4, 3)
 
@@ -51,16 +53,30 @@ def test_the_inverse_factor_is_the_cholesky_factor_of_the_inverse() -> None:
     np.testing.assert_allclose(upper.transpose(0, 2, 1) @ upper, inverse, rtol=1e-3)
 
 
+Descent = Callable[[Array, Array, Array, Codes, Array], Array]
+
+
+def check_descent(descend: Descent, *of: int) -> None:
+    """Codes of the type, and no row with a larger error than before."""
+    target, gram, scale = problem(*of)
+    start = INT3.nearest(target / scale)
+    found = descend(target, gram, scale, INT3, start)
+    assert np.array_equal(found, np.clip(np.rint(found), -4, 3))
+    before, after = (lattice.squared_error(target, codes * scale, gram) for codes in (start, found))
+    assert np.all(after <= before * (1 + 1e-4) + 1e-6)
+
+
 @given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 70), st.integers(1, 4))
 def test_descent_never_raises_the_error_of_a_row(
     seed: int, groups: int, columns: int, rows: int
 ) -> None:
-    target, gram, scale = problem(groups, columns, rows, seed)
-    start = INT3.nearest(target / scale)
-    found = lattice.descend(target, gram, scale, INT3, start)
-    assert np.array_equal(found, np.clip(np.rint(found), -4, 3))
-    before, after = (lattice.squared_error(target, codes * scale, gram) for codes in (start, found))
-    assert np.all(after <= before * (1 + 1e-4) + 1e-6)
+    check_descent(lattice.descend, groups, columns, rows, seed)
+
+
+@pytest.mark.parametrize("specimen", [broken.uphill, broken.unsaturated, broken.halfway])
+def test_a_wrong_descent_is_found(specimen: Descent) -> None:
+    with pytest.raises(AssertionError):
+        check_descent(specimen, 1, 20, 5)
 
 
 def test_descent_ends_where_no_single_code_can_be_improved() -> None:
