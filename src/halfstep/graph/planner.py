@@ -54,9 +54,8 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
         per_channel: one scale an output channel of each weight.
         calibrator: how ranges of activations are found.
         weight_calibrator: how ranges of weights are found.
-        first_last: the type of the weights of the first and the last conv or linear, and the
-            number of bits of what these two read and of what the last one gives; ``None``
-            treats them like all others.
+        first_last: the type of the weights of the first and the last conv or linear, and the bits
+            of what these two read and the last one gives; ``None`` treats them like all others.
         pow2: every scale is a power of two.
         group_size: one scale for so many inputs of an output channel of each weight. A weight
             with no more inputs, and that of a transposed convolution, has one scale a channel.
@@ -65,8 +64,7 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
             not need their sums to be as coarse.
 
     Raises:
-        PlanError: the target does not accept a type, or must run integers only and cannot; or a
-            choice is not of its type.
+        PlanError: a value of a wrong type; the target does not take it, or cannot run integers.
         UnknownNameError: a name that is not in the catalog.
     """
     check_types(locals(), inspect.signature(make_plan).parameters)
