@@ -7,7 +7,15 @@ import pytest
 import halfstep as hs
 from halfstep.core.qtype import QType
 from halfstep.errors import PlanError, UnknownNameError
-from halfstep.search import allocate, bit_costs, candidate_grids, observe, pareto, uniform
+from halfstep.search import (
+    allocate,
+    allocated,
+    bit_costs,
+    candidate_grids,
+    observe,
+    pareto,
+    uniform,
+)
 from halfstep.search.allocate import problem_of
 from halfstep.search.bit_costs import BitCosts
 from halfstep.search.states import activation_sites, weight_sites
@@ -97,6 +105,18 @@ def test_the_plan_has_the_bits_and_takes_what_was_said(which, request):
     for site, bits in {**found.weights, **found.activations}.items():
         if site in program.tensors:
             assert program.grid(site).qtype.bits == bits
+
+
+@pytest.mark.parametrize("network", ["residual", "branching"])
+def test_the_model_of_an_allocation_is_the_calibrated_plan(network):
+    model = prepared(network)
+    grids = candidate_grids(model, observe(model, batches()), **FEW)
+    costs = bit_costs(model, grids, batches())
+    found = allocate(model, costs, size=uniform(model, 4, 4).size)
+    new, other = allocated(model, found, grids), hs.prepare(model.graph, found.plan)
+    hs.calibrate(other, batches())
+    for quantizer in other.quantizers():
+        assert new.quantizer(quantizer.site).grid().same_as(quantizer.grid()), quantizer.site
 
 
 def test_it_is_the_best_of_all_choices(residual):

@@ -5,7 +5,7 @@ returns a frozen report or another ``Plan``.
 """
 
 from halfstep.graph.calibrate import observe
-from halfstep.search.allocate import Allocation, Usage, allocate, uniform
+from halfstep.search.allocate import Allocation, Usage, allocate, allocated, uniform
 from halfstep.search.analyze import Analysis, analyze
 from halfstep.search.bit_costs import BitCosts, bit_costs
 from halfstep.search.candidates import candidate_grids
@@ -33,6 +33,7 @@ __all__ = [
     "Traces",
     "Usage",
     "allocate",
+    "allocated",
     "analyze",
     "bit_costs",
     "candidate_grids",

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from halfstep.errors import PlanError, unknown_name
-from halfstep.graph.insert import QuantizedModel
+from halfstep.graph.calibrate import keep_biases_small
+from halfstep.graph.insert import QuantizedModel, prepare
 from halfstep.graph.match import Unit
 from halfstep.graph.placement import QUANTIZED, WEIGHTED
 from halfstep.graph.plan import Plan
 from halfstep.graph.readers import shape_of
 from halfstep.search.bit_costs import BitCosts
-from halfstep.search.candidates import widths, with_bits
+from halfstep.search.candidates import Grids, widths, with_bits
 from halfstep.search.integer_program import LIMITS, Pair, Problem, Product, solve
 from halfstep.search.states import activation_sites, weight_site, weight_sites
 
@@ -111,6 +112,21 @@ def allocate(
     problem = problem_of(model, {**costs.weights, **costs.activations}, latencies)
     bits = solve(problem, limits)
     return allocation(model, problem, bits)
+
+
+def allocated(model: QuantizedModel, found: Allocation, grids: Grids) -> QuantizedModel:
+    """The model of an allocation, on the grids of its candidates: it needs no calibration.
+
+    Args:
+        model: that the candidates were found for; it is left as it was.
+        found: from ``allocate`` or ``pareto``.
+        grids: from ``candidate_grids``.
+    """
+    new = prepare(model.graph, found.plan)
+    for site, bits in {**found.weights, **found.activations}.items():
+        new.quantizer(site).set_grid(grids[site][bits])
+    keep_biases_small(new)
+    return new
 
 
 def uniform(model: QuantizedModel, weights: int, activations: int) -> Usage:
