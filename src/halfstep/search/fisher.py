@@ -12,19 +12,18 @@ Equations, with ``p`` the float model's distribution, ``e = Q_b(x) - x`` the err
     Omega(b) = 1/2 E[(g^T e)^2]
 
 It is what ``bit_costs`` measures, to second order, for all candidates at once: one forward pass and
-``probes`` backward passes a batch, whatever their number. Unlike a trace times ``|e|^2``
+``probes`` backward passes a sample, whatever their number. Unlike a trace times ``|e|^2``
 (``search.traces``) it knows the direction of the error: rounding that the network does not see
 costs nothing.
 
-The gradient of a weight is that of all samples of a batch together. Their labels are drawn apart
-and ``E[g] = 0``, so that the expectation of the square is the sum of the expectations. It is the
-less noisy the smaller the batches are, which are cut into pieces for that.
+Samples are differentiated one by one, so that ``g^T e`` is that of one label, for weights as well.
+All probes of a sample share the error of a candidate: kept are ``probes`` gradients of every site.
 
 Deviations: none of the references treats bits of activations, which are like any value here.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,9 +40,6 @@ from halfstep.search.walk import Walk
 
 Candidate = tuple[str, int]
 Draw = Callable[[torch.Generator], Tensor]
-
-PIECE = 4
-"""Samples that are differentiated together."""
 
 SEED = 0
 
@@ -77,26 +73,23 @@ def fisher_costs(
     squares: dict[Candidate, float] = defaultdict(float)
     walk, size = Walk(model), 0.0
     for batch in stream(model, data, progress, "fisher"):
-        for start in range(0, len(batch), PIECE):
-            inputs = tuple(value[start : start + PIECE] for value in batch.inputs)
-            values, output = walk.differentiable(inputs)
-            scalar, weight = _PROBES[metric](output)
+        for index in range(len(batch)):
+            values, output = walk.differentiable(tuple(v[index : index + 1] for v in batch.inputs))
+            draw, weight = _PROBES[metric](output)
             size += weight
-            for _ in range(probes):
-                gradients = torch.autograd.grad(
-                    scalar(generator),
+            gradients = [
+                torch.autograd.grad(
+                    draw(generator),
                     list(values.values()),
                     retain_graph=True,
                     materialize_grads=True,
                 )
-                found = _along_errors(
-                    walk, grids, dict(zip(values, gradients, strict=True)), values
-                )
-                for candidate, square in found.items():
-                    squares[candidate] += square
+                for _ in range(probes)
+            ]
+            for candidate, square in _along_errors(walk, grids, values, gradients).items():
+                squares[candidate] += square / probes
     costs = {
-        site: {bits: squares[site, bits] / (probes * size) for bits in found}
-        for site, found in grids.items()
+        site: {bits: squares[site, bits] / size for bits in found} for site, found in grids.items()
     }
     return divided(model, f"fisher {metric}", costs)
 
@@ -104,29 +97,26 @@ def fisher_costs(
 def _along_errors(
     walk: Walk,
     grids: Grids,
-    gradients: Mapping[fx.Node, Tensor],
     values: Mapping[fx.Node, Tensor],
+    gradients: Sequence[tuple[Tensor, ...]],
 ) -> dict[Candidate, float]:
-    """``(g^T e)^2`` of each candidate, summed over samples."""
-    products: dict[tuple[Candidate, bool], Tensor] = {}
-    for node, gradient in gradients.items():
-        quantizer, constant = walk.quantizers[node], walk.is_constant(node)
-        value = values[node].detach()
+    """``(g^T e)^2`` of each candidate, summed over the probes of one sample."""
+    products: dict[Candidate, Tensor] = {}
+    for index, (node, value) in enumerate(values.items()):
+        quantizer = walk.quantizers[node]
+        directions = torch.stack([gradient[index].flatten() for gradient in gradients])
         for bits, grid in grids[quantizer.site].items():
             with torch.no_grad(), applied(walk.model, {quantizer.site: grid}):
-                along = (quantizer.fake_quantize(value) - value).mul_(gradient)
-            product = along.sum() if constant else along.flatten(1).sum(dim=1)
-            key = (quantizer.site, bits), constant
+                error = quantizer.fake_quantize(value.detach()) - value
+            along = directions @ error.flatten()
             # Values that share a grid have one error together.
-            products[key] = products[key] + product if key in products else product
-    squares: dict[Candidate, float] = defaultdict(float)
-    for (candidate, _), product in products.items():
-        squares[candidate] += float(product.square().sum(dtype=torch.float64))
-    return squares
+            candidate = (quantizer.site, bits)
+            products[candidate] = products[candidate] + along if candidate in products else along
+    return {c: float(p.square().sum(dtype=torch.float64)) for c, p in products.items()}
 
 
 def _labels(output: Tensor) -> tuple[Draw, float]:
-    """``-log p`` of labels drawn anew in each call; and twice the number of samples."""
+    """``-log p`` of a label drawn anew in each call; and what its square is divided by."""
     if output.ndim != 2:
         raise DataError(
             f"kl: asked for outputs of shape (samples, classes), found {tuple(output.shape)}; "
@@ -138,11 +128,11 @@ def _labels(output: Tensor) -> tuple[Draw, float]:
     def draw(generator: torch.Generator) -> Tensor:
         return -log_p.gather(1, torch.multinomial(p, 1, generator=generator)).sum()
 
-    return draw, 2.0 * len(output)
+    return draw, 2.0
 
 
 def _directions(output: Tensor) -> tuple[Draw, float]:
-    """The output along signs drawn anew in each call; and the sum of its squares."""
+    """The output along signs drawn anew in each call; and what its square is divided by."""
 
     def draw(generator: torch.Generator) -> Tensor:
         signs = torch.randint(0, 2, output.shape, generator=generator, dtype=output.dtype) * 2 - 1
