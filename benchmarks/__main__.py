@@ -16,7 +16,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from benchmarks import accuracy, cost, formats, page, recipes, rounding
+from benchmarks import accuracy, cost, formats, mixed_precision, page, recipes, rounding
 from halfstep.files import write_atomically
 from halfstep.result import versions
 
@@ -32,6 +32,7 @@ SECTIONS = {
     "rounding_efficientnet": rounding.rounding_efficientnet,
     "rounding_layers": rounding.rounding_layers,
     "recipes": recipes.recipes,
+    "mixed_precision": mixed_precision.mixed_precision,
     "quantization": cost.quantization,
     "scaling": cost.scaling,
     "peer_quantization": cost.peer_quantization,

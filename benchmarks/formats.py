@@ -62,7 +62,7 @@ def _rows(
         result.save(work / "formats")
         file = work / "formats" / "model.onnx"
         verdict = hs.verify(result.program, file, test[:200])
-        top1 = _in_runtime(result.program, file, test)
+        top1 = in_runtime(result.program, file, test)
         ran = {"ran": "ONNX Runtime", "top1": top1, **summary(verdict)}
         rows.append({"network": name, "format": label, **ran})
     for label, choices in in_engine.items():
@@ -72,7 +72,8 @@ def _rows(
     return rows
 
 
-def _in_runtime(program: hs.IntProgram, file: Path, test: Iterable[Any]) -> float:
+def in_runtime(program: hs.IntProgram, file: Path, test: Iterable[Any]) -> float:
+    """Top-1 of the written file."""
     runtime = OnnxRuntimeModel(file)
     return _top1(program, test, lambda inputs: runtime.run(inputs)[program.outputs[0]])
 

@@ -67,6 +67,16 @@ def _verdict(row: Mapping[str, Any]) -> str:
     )
 
 
+def _histogram(side: str) -> Callable[[Mapping[str, Any]], str]:
+    """How many sites have how many bits."""
+    return lambda row: ", ".join(f"{bits}: {count}" for bits, count in row[side].items())
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    steps = row.get("seconds") or {}
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in steps.items())
+
+
 _INTRODUCTION = (
     "Written by `make bench` from what it measured; the data and the peers' environments it needs "
     "are described in `benchmarks/`. Top-1 of *runtime* is what ONNX Runtime answers when it runs "
@@ -192,6 +202,27 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
                 name: _get(name, "{:.5f}")
                 for name in ("layer1.1.conv1", "layer2.1.conv1", "layer3.1.conv1")
             },
+        },
+    ),
+    "mixed_precision": (
+        "Mixed precision",
+        (
+            "EfficientNet-Lite0 with as many bytes of weights as 4 bits everywhere take, and the "
+            "bit operations of 5 bits; then for a row of budgets of bit operations. Calibrated on "
+            "every second photo, judged in ONNX Runtime on the 250 others. *Predicted* is the sum "
+            "of what each site costs alone, in nats. All files hold whole bytes."
+        ),
+        {
+            "allocation": _get("allocation"),
+            "weights of bits": _histogram("weights"),
+            "activations of bits": _histogram("activations"),
+            "weights, kB": lambda row: f"{row['size'] / 1000:,.0f}",
+            "GBOPs": lambda row: f"{row['bops'] / 1e9:.2f}",
+            "predicted": _get("predicted", "{:.3f}"),
+            "top-1": _get("top1", "{:.1%}"),
+            "float": lambda row: _top1("float")(row) if "accuracy" in row else "",
+            "seconds": _seconds,
+            "verdict": lambda row: _verdict(row) if "status" in row else "",
         },
     ),
     "recipes": (

@@ -24,6 +24,7 @@ ON_PHOTOS: dict[str, dict[str, Any]] = {
     "ptq": {},
     "krishnamoorthi_ptq": {},
     "jacob_int8": {},
+    "wu_int8": {"judged": 128},
     "qualcomm_ptq": {"rounding": "together", "samples": 128},
     "dfq": {},
     "low_bit": {"samples": 128},

@@ -98,6 +98,9 @@ def test_without_the_complement_nothing_is_left_out():
     report = sensitivity(calibrated(), batches(), complement=False)
     assert all(row.without is None for row in report.rows)
     assert "all but it" not in str(report)
+    less = sensitivity(calibrated(), batches(), parts=False, complement=False)
+    assert all(row.weight is row.activations is row.without is None for row in less.rows)
+    assert [row.alone for row in less.rows] == [row.alone for row in report.rows]
 
 
 def test_data_without_labels_is_judged_by_noise():

@@ -164,7 +164,9 @@ def _ranked(
 ) -> dict[str, str]:
     """The operations, the most sensitive first, each with its place."""
     given = [batch.given for batch in batches]
-    report = sensitivity(model, given, metric=metric, complement=False, progress=progress)
+    report = sensitivity(
+        model, given, metric=metric, parts=False, complement=False, progress=progress
+    )
     text = METRICS[metric].text
     return {
         row.name: f"number {i} in sensitivity: {metric} {text(row.alone)} with it alone quantized"

@@ -47,8 +47,9 @@ class Sensitivity:
         alone: the metric with nothing else quantized.
         sqnr: signal-to-noise ratio of the output, in dB, with nothing else quantized.
         without: the metric with everything quantized but this; ``None`` if it was not asked for.
-        weight: the metric with its weight alone; ``None`` without a weight.
-        activations: the metric with its inputs and its output alone; ``None`` for a quantizer.
+        weight: the metric with its weight alone; ``None`` without one, or if not asked for.
+        activations: the metric with its inputs and its output alone; ``None`` for a quantizer, or
+            if not asked for.
     """
 
     name: str
@@ -107,6 +108,7 @@ def sensitivity(
     data: Iterable[Any],
     *,
     metric: str | None = None,
+    parts: bool = True,
     complement: bool = True,
     progress: Progress = silent,
 ) -> SensitivityReport:
@@ -117,6 +119,7 @@ def sensitivity(
         data: a few batches, with labels for ``accuracy``; read once, one batch at a time.
         metric: a name in ``search.metrics``; by default accuracy where there are labels, or else
             the signal-to-noise ratio of the output.
+        parts: measure its weight and its activations apart as well.
         complement: measure all but each layer as well, which is the slower half.
         progress: wraps the batches.
 
@@ -128,8 +131,9 @@ def sensitivity(
     weights = {unit.name: {weight_site(model, unit)} for unit in weighted_units(model)}
     alone = {name: sites_of(model, {name}) for name in names}
     variants = {(ALONE, name): sites for name, sites in alone.items()}
-    variants |= {(WEIGHT, name): frozenset(sites) for name, sites in weights.items()}
-    variants |= {(ACTIVATIONS, n): s - weights.get(n, set()) for n, s in alone.items()}
+    if parts:
+        variants |= {(WEIGHT, name): frozenset(sites) for name, sites in weights.items()}
+        variants |= {(ACTIVATIONS, n): s - weights.get(n, set()) for n, s in alone.items()}
     if complement:
         variants |= {(WITHOUT, n): sites_of(model, names.keys() - {n}) for n in names}
     return _measured(model, data, names, variants, metric, progress)
