@@ -25,3 +25,9 @@ EQUALIZATIONS = {
     "one side alone": _update(lambda s: (1 / s, torch.ones_like(s))),
     "one percent off": _update(lambda s: (1 / s, 1.01 * s)),
 }
+
+
+def shift_bias_twice(model: Any, unit: Any, by: torch.Tensor) -> None:
+    """The shift with the wrong sign: it is made twice as large."""
+    with torch.no_grad():
+        model.parameter_of(unit.bias).sub_(by.float())

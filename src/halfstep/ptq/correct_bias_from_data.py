@@ -18,6 +18,7 @@ from torch import Tensor
 
 from halfstep.graph.calibrate import keep_biases_small
 from halfstep.graph.insert import QuantizedModel
+from halfstep.graph.inserter import module_name
 from halfstep.progress import Progress, silent
 from halfstep.ptq.correct_bias import (
     Correction,
@@ -26,17 +27,23 @@ from halfstep.ptq.correct_bias import (
     shift_bias,
 )
 from halfstep.ptq.pairs import Refusal
-from halfstep.ptq.streams import Layer, Streams
+from halfstep.ptq.streams import LIVE_BYTES, Layer, Streams
+from halfstep.quant.bias import BiasQuantizer
 
 
 def correct_bias_from_data(
-    model: QuantizedModel, data: Iterable[Any], *, progress: Progress = silent
+    model: QuantizedModel,
+    data: Iterable[Any],
+    *,
+    live_bytes: float = LIVE_BYTES,
+    progress: Progress = silent,
 ) -> CorrectionReport:
     """Shift the biases of ``model``, in place, so that the means of all layers are the float ones.
 
     Args:
         model: calibrated; every layer to correct has a bias (``graph.edit.with_biases``).
         data: batches; read once.
+        live_bytes: how much to keep of the values at a cut; see ``streams.py``.
         progress: wraps the layers.
 
     Raises:
@@ -45,24 +52,33 @@ def correct_bias_from_data(
     """
     layers: list[Correction] = []
     skipped: list[Refusal] = []
-    for layer in Streams(model, data, progress=progress).layers():
+    for layer in Streams(model, data, live_bytes=live_bytes, progress=progress).layers():
         reason = bias_refused(layer.unit)
         if reason:
             skipped.append(Refusal(layer.unit.name, reason))
             continue
-        shift = _mean_difference(layer)
+        shift = _mean_difference(model, layer)
         shift_bias(model, layer.unit, -shift)
         layers.append(Correction(layer.unit.name, shift))
     keep_biases_small(model)
     return CorrectionReport(tuple(layers), tuple(skipped))
 
 
-def _mean_difference(layer: Layer) -> Tensor:
-    """``mean(yh - y)`` of each output channel over samples and positions, float64."""
+def _mean_difference(model: QuantizedModel, layer: Layer) -> Tensor:
+    """``mean(yh - y)`` of each output channel over samples and positions, float64.
+
+    Without the rounding of the bias, which will be another one when the bias is.
+    """
     axis = -1 if layer.unit.kind == "linear" else 1
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for exact, quantized in layer.outputs():
-        rows = (quantized - exact).double().movedim(axis, 0).flatten(1)
-        total = total + rows.sum(1)
-        count += rows.shape[1]
+    rounding = model.module.get_submodule(module_name(f"{layer.unit.name}:bias"))
+    assert isinstance(rounding, BiasQuantizer)
+    total, count, was_enabled = torch.zeros((), dtype=torch.float64), 0, rounding.enabled
+    rounding.enabled = False
+    try:
+        for exact, quantized in layer.outputs():
+            rows = (quantized - exact).double().movedim(axis, 0).flatten(1)
+            total = total + rows.sum(1)
+            count += rows.shape[1]
+    finally:
+        rounding.enabled = was_enabled
     return total / count
