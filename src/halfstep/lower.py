@@ -69,6 +69,7 @@ class _Lowering:
                 inputs.append(self._real_tensor(node, node.name))
                 if self.sites[node] in self.model.site_quantizer:
                     self._quantize(node, node.name, self.sites[node], "")
+        self._refuse_unknown()
         for unit in self.model.units.units:
             self._unit(unit)
         return IntProgram(
@@ -79,6 +80,24 @@ class _Lowering:
             tuple(self.ops),
             self.target.accumulator_bits,
         )
+
+    def _refuse_unknown(self) -> None:
+        """Name every operation that no program can hold, not even in float."""
+        executions = self.model.plan.executions
+        unknown = [
+            unit
+            for unit in self.model.units.units
+            if executions[unit.name] is Execution.FLOAT
+            and (Execution.FLOAT, unit.kind) not in KERNELS
+        ]
+        if unknown:
+            first, *others = unknown
+            names = ", ".join(unit.name for unit in others)
+            raise LowerError(
+                f"{first.name}: {first.kind} is not in the op table and has no place in a program"
+                f"{f'; nor have {names}' if names else ''}. "
+                "Replace it in the model, or capture a part without it: capture(..., only=...)."
+            )
 
     def _outputs(self) -> tuple[str, ...]:
         node = next(node for node in self.graph.nodes if node.op == "output")
@@ -152,6 +171,8 @@ class _Lowering:
             execution = Execution.FLOAT
         if execution is Execution.FLOAT:
             self._float_unit(unit)
+        elif execution is Execution.SCALED:
+            self._scaled_unit(unit)
         else:
             self._integer_unit(unit, execution)
 
@@ -188,6 +209,13 @@ class _Lowering:
             )
         )
 
+    def _scaled_unit(self, unit: Unit) -> None:
+        inputs = [self._codes(node) for node in unit.inputs]
+        if unit.weight is not None:
+            inputs += self._weight_and_bias(unit)
+        formula = self.target.rules[unit.kind].scaled
+        self._real_result(unit, inputs, Execution.SCALED, formula)
+
     def _weight_and_bias(self, unit: Unit) -> list[str]:
         assert unit.weight is not None
         site = self.sites[unit.weight]
@@ -215,24 +243,24 @@ class _Lowering:
         return name
 
     def _float_unit(self, unit: Unit) -> None:
-        if (Execution.FLOAT, unit.kind) not in KERNELS:
-            raise LowerError(
-                f"{unit.name}: {unit.kind} is not in the op table and has no place in a program. "
-                "Replace it in the model, or capture a part without it: capture(..., only=...)."
-            )
         inputs = [self._real(node) for node in unit.inputs]
         inputs += [self._real(node) for node in (unit.weight, unit.bias) if node is not None]
+        name = self._real_result(unit, inputs, Execution.FLOAT)
+        if self._has_codes(unit.tail):
+            self._quantize(unit.tail, name, unit.out, unit.name)
+
+    def _real_result(
+        self, unit: Unit, inputs: list[str], execution: Execution, formula: str | None = None
+    ) -> str:
+        """The operation of a unit that gives real values, and its activation."""
         reason = self.model.plan.floats.get(unit.name, "")
         clamped = any(limit is not None for limit in unit.limits)
         name = f"{unit.name}:unclamped" if clamped else f"{unit.out}:real"
         last = unit.head if clamped else unit.tail
         self._real_tensor(last, name)
-        op = Op(unit.kind, tuple(inputs), name, Execution.FLOAT, unit.attrs, None, None, unit.name)
+        op = Op(unit.kind, tuple(inputs), name, execution, unit.attrs, formula, None, unit.name)
         self.ops.append(Op(**{**vars(op), "macs": unit.macs, "reason": reason}))
-        if clamped:
-            name = self._clamp(unit, name, reason)
-        if self._has_codes(unit.tail):
-            self._quantize(unit.tail, name, unit.out, unit.name)
+        return self._clamp(unit, name, reason) if clamped else name
 
     def _clamp(self, unit: Unit, name: str, reason: str) -> str:
         low, high = unit.limits

@@ -91,8 +91,10 @@ class _Comparison:
             for site, op in self.ops.items()
         }
         for name in program.outputs:
-            proven = makers[name].kind == "dequantize" and not self.floats
-            execution = str(makers[name].execution)
+            last = makers[name]
+            of_codes = last.kind == "dequantize" or last.inputs[0] in program.sites
+            proven = of_codes and not self.floats
+            execution = str(last.execution)
             self.reports[name] = SiteReport(name, "output", execution, comparable=proven)
         self.samples = 0
         self.same: dict[str, int] = {}
@@ -108,8 +110,9 @@ class _Comparison:
     ) -> None:
         anchors = {site: found[site] for site in self.floats}
         run = engine.run(inputs, keep=self.program.sites, anchors=anchors)
-        for site, codes in run.kept.items():
-            self.reports[site] = _updated(self.reports[site], codes, found[site], self.samples)
+        for site, values in run.kept.items():
+            mine, theirs = (self._countable(site, v) for v in (values, found[site]))
+            self.reports[site] = _updated(self.reports[site], mine, theirs, self.samples)
         # Without float islands the anchored run is the whole program on its own.
         free = run if not anchors else engine.run(inputs)
         for name, real in zip(self.program.outputs, free.outputs, strict=True):
@@ -124,7 +127,16 @@ class _Comparison:
         """A real output as steps of its grid, exact where it came from codes."""
         source = next(op.inputs[0] for op in self.program.ops if op.output == name)
         grid = self.program.tensors[source].grid
-        return real if grid is None else np.rint(real.astype(np.float64) / grid.scale)
+        if grid is not None:
+            return np.rint(real.astype(np.float64) / grid.scale)
+        return self._countable(source, real) if source in self.ops else real
+
+    def _countable(self, site: str, values: Values) -> Values:
+        """Codes; for sums that were scaled to float32, integers in the order of the floats."""
+        if self.program.tensors[site].grid is not None:
+            return values
+        bits = values.view(np.int32).astype(np.int64)
+        return np.where(bits < 0, -(2**31) - bits, bits)
 
     def _decide(self, outputs: Mapping[str, Values], labels: Values | None) -> None:
         if any(output.ndim != 2 for output in outputs.values()):
@@ -132,7 +144,8 @@ class _Comparison:
         if labels is not None and labels.shape != (len(outputs["engine"]),):
             raise DataError(
                 f"labels of shape {labels.shape} for {len(outputs['engine'])} samples: asked for "
-                "one class index a sample"
+                "one class index a sample. Inputs that the model can do without are not found at "
+                "the end of a tuple: give them by name, in a dict"
             )
         decisions = {name: output.argmax(axis=-1) for name, output in outputs.items()}
         for name, decision in decisions.items():
@@ -164,13 +177,16 @@ class _Comparison:
 
     def _cause(self, integer: Mapping[str, bool]) -> str:
         """All inputs of the first differing operation are equal: the cause lies in itself."""
+        if not any(report.comparable for report in self.reports.values()):
+            return "nothing was compared: no operation makes codes from codes"
         first = next((r for r in self.reports.values() if r.comparable and r.mismatches), None)
         if first is None:
             return ""
         if first.site not in self.ops:
             return f"{first.site}: the artifact gives other outputs than with its sites exposed"
         op = self.ops[first.site]
-        if op.execution is Execution.INTEGER and op.macs and not integer.get(op.output, False):
+        kernel = op.execution in (Execution.INTEGER, Execution.SCALED)
+        if kernel and op.macs and not integer.get(op.output, False):
             cause = "fusion: the runtime runs it in float32"
         elif op.execution is Execution.COPY:
             cause = "layout: codes that should only move were changed"

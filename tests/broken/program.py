@@ -14,6 +14,7 @@ from halfstep.program.bounds import accumulator_bounds, largest_step
 from halfstep.program.ir import IntProgram, Op, Tensor
 
 INTEGER, COPY, FLOAT, EDGE = Execution.INTEGER, Execution.COPY, Execution.FLOAT, Execution.EDGE
+SCALED = Execution.SCALED
 
 # Convolutions: each takes the ``convolve`` of a backend and returns one that is nearly right.
 
@@ -171,6 +172,16 @@ CHECK_SPECIMENS: dict[str, Specimens] = {
             lambda: _with(m={"grid": None}),
             "m: matmul .*: an integer op with real values",
         ),
+        "scaled sums to codes": (
+            lambda: _with(m={"execution": SCALED, "formula": "product"}),
+            "m: matmul .*: scaled sums that are codes",
+        ),
+        "scaled sums of reals": (
+            lambda: _with(
+                m={"execution": SCALED, "formula": "product", "inputs": ("c", "x"), "grid": None}
+            ),
+            "m: matmul .*: scaled sums that are codes",
+        ),
         "quantize of codes": (
             lambda: _with(q={"kind": "dequantize"}),
             "q: dequantize .*: dequantize from real",
@@ -222,6 +233,14 @@ CHECK_SPECIMENS: dict[str, Specimens] = {
         "of another kind": (
             lambda: _with(s={"formula": "float"}),
             "s: add .*: formula 'float'; add has fused, twenty_bits",
+        ),
+        "of codes for scaled sums": (
+            lambda: _with(m={"execution": SCALED, "grid": None}),
+            "m: matmul .*: formula 'float'; matmul has product",
+        ),
+        "none for scaled sums": (
+            lambda: _with(m={"execution": SCALED, "formula": None, "grid": None}),
+            "m: matmul .*: no formula; matmul has product",
         ),
         "of a kind that has none": (
             lambda: _with(l={"formula": "float"}),

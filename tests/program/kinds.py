@@ -1,5 +1,6 @@
 """A program of one operation for every kernel of the engine, and inputs for it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,15 @@ def product() -> Case:
     return program, [random_codes((2, 4, 6)), random_codes((2, 6, 5), INT8)]
 
 
+def scaled(case: Case) -> Case:
+    """The same sums as real values."""
+    program, inputs = case
+    (op,) = program.ops
+    op = replace(op, execution=Execution.SCALED, formula="product")
+    tensors = {**program.tensors, "y": replace(program.tensors["y"], grid=None, dtype="float32")}
+    return replace(program, tensors=tensors, ops=(op,)), inputs
+
+
 def rows_of_codes() -> Case:
     on = grid(0.1, 5)
     inputs = [codes("t", (7, 3), on, random_codes((7, 3))), real("i", (N, 4), "int64")]
@@ -109,6 +119,7 @@ MOVES: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
         1,
     ),
     "concat": ((N, 12, 6, 5), {"axis": 1}, 3),
+    "minimum": ((N, 4, 6, 5), {}, 2),
     "upsample_nearest": ((N, 4, 12, 15), {"factors": (2, 3)}, 1),
     "max_pool": ((N, 4, 3, 4), WINDOW, 1),
 }
@@ -151,6 +162,8 @@ CODES: dict[str, Case] = {
     "conv_transpose": sums("conv_transpose"),
     "linear": sums("linear"),
     "matmul": product(),
+    "linear, scaled": scaled(sums("linear")),
+    "matmul, scaled": scaled(product()),
     "avg_pool": one_operand("avg_pool", (2, 4, 3, 5), attrs={**AVERAGED}, formula="dequantized"),
     "avg_pool with padding": one_operand(
         "avg_pool",

@@ -81,6 +81,7 @@ def test_moved_codes_are_those_that_numpy_moves() -> None:
         "slice": lambda x: x[:, :, 0:6:2],
         "pad": lambda x: np.pad(x[:, :, :-1], ((0, 0), (1, 2), (0, 0), (2, 0)), constant_values=5),
         "concat": lambda *parts: np.concatenate(parts, axis=1),
+        "minimum": np.minimum,
         "upsample_nearest": lambda x: x.repeat(2, axis=2).repeat(3, axis=3),
     }
     for case, function in moved.items():

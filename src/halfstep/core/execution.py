@@ -12,6 +12,7 @@ class Execution(StrEnum):
     | execution   | inputs -> output | meaning                                                   |
     |-------------|------------------|-----------------------------------------------------------|
     | INTEGER     | codes -> codes   | on an integer kernel, by the formula named in the program |
+    | SCALED      | codes -> float   | on an integer kernel; its sums are scaled to float32      |
     | DEQUANTIZED | codes -> codes   | the runtime computes in float32, by a formula we know     |
     | COPY        | codes -> codes   | codes are moved, never changed; one grid in and out       |
     | FLOAT       | float -> float   | a float kernel of the runtime; its last bit is not known  |
@@ -19,6 +20,7 @@ class Execution(StrEnum):
     """
 
     INTEGER = "integer"
+    SCALED = "scaled"
     DEQUANTIZED = "dequantized"
     COPY = "copy"
     FLOAT = "float"

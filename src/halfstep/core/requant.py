@@ -77,6 +77,16 @@ def float_scale(
     return xp.round(xp.astype(acc, xp.float32, copy=False) * multiplier) + zero_point
 
 
+def scaled_product(acc: Array, scale_in: Scale, scale_weight: Scale) -> Array:
+    """``f32(acc) * f32(scale_in * scale_weight)``, a real value: ONNX Runtime, without a code.
+
+    Arguments as for ``float_scale``.
+    """
+    xp = array_namespace(acc)
+    product = np.float32(scale_in) * np.asarray(scale_weight, np.float32)
+    return xp.astype(acc, xp.float32, copy=False) * like(product, acc, "float32")
+
+
 def float_sum(
     terms: Iterable[tuple[Array, Scale]], scale_in: Scale, scale_out: Scale, zero_point: int
 ) -> Array:
@@ -187,6 +197,9 @@ ACCUMULATOR: dict[str, Callable[..., Array]] = {
 }
 # Formulas that add accumulators with different scales of weights; the others have no such form.
 GROUPS: dict[str, Callable[..., Array]] = {"float": float_sum}
+
+# Formulas of kernels that leave real values, for a reader that computes in float.
+SCALED: dict[str, Callable[..., Array]] = {"product": scaled_product}
 
 # Formulas whose multiplier has 31 bits: the product with a wider accumulator would overflow.
 INT32_ONLY = frozenset({"double_rounding", "single_rounding"})

@@ -46,6 +46,8 @@ class OpRule:
         refuses: returns the reason why an operation of this kind must stay float, or "".
         output_calibrator: the calibrator that the kernel's output needs, whatever the plan asks
             for; ``None`` leaves it to the plan.
+        scaled: the formula by which the kernel can leave real values instead of codes; ``None`` if
+            it cannot.
     """
 
     execution: Execution
@@ -53,6 +55,7 @@ class OpRule:
     reason: str = ""
     refuses: Callable[[OpFacts], str] = always
     output_calibrator: str | None = None
+    scaled: str | None = None
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,14 @@ class Writer:
         if op.kind not in onnx_ops.EMITTERS:
             raise ExportError(f"{op.output}: {op.kind} has no form in ONNX yet")
         emit: Callable[[Writer, Op, list[str]], str] = onnx_ops.EMITTERS[op.kind]
-        if op.execution not in (Execution.INTEGER, Execution.DEQUANTIZED):
+        on_codes = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED)
+        if op.execution not in on_codes:
             self._rename(emit(self, op, self._unfused_inputs(op)), op.output)
         elif op.kind == "linear" and len(self.program.tensor(op.inputs[0]).shape) > 2:
             self._write_flat_linear(op)
+        elif op.execution is Execution.SCALED:
+            inputs = [self.dequantized(name) for name in op.inputs]
+            self._rename(emit(self, op, inputs), op.output)
         elif op.kind == "lookup":
             # ONNX Runtime makes the table for itself, from the function.
             function = onnx_ops.EMITTERS[op.attrs["function"]]
@@ -102,7 +106,7 @@ class Writer:
         return names
 
     def _write_flat_linear(self, op: Op) -> None:
-        """Gemm adds an int32 bias but takes two axes: codes are reshaped in front and behind."""
+        """Gemm adds an int32 bias but takes two axes: values are reshaped in front and behind."""
         shape = self.program.tensor(op.output).shape
         flat = onnx_ops.reshaped(
             self,
@@ -113,9 +117,11 @@ class Writer:
         weights = [self.dequantized(name) for name in op.inputs[1:]]
         x = self.dequantized(op.inputs[0], flat)
         product = self.node("Gemm", [x, *weights], f"{op.output}/product", transB=1)
-        codes = f"{op.output}/codes"
-        self.quantize(op, product, codes)
-        onnx_ops.reshaped(self, codes, shape, op.output)
+        if op.execution is Execution.INTEGER:
+            flat_codes = f"{op.output}/codes"
+            self.quantize(op, product, flat_codes)
+            product = flat_codes
+        onnx_ops.reshaped(self, product, shape, op.output)
         self._annotate(op.output)
 
     # Building blocks for the emitters ----------------------------------------------------------

@@ -120,6 +120,14 @@ def see_through(node: fx.Node) -> fx.Node:
     return node
 
 
+def readers_of(node: fx.Node) -> list[fx.Node]:
+    """All readers of a value, seen through dropout."""
+    found = []
+    for user in node.users:
+        found += readers_of(user) if user.target in IDENTITIES else [user]
+    return found
+
+
 def only_user(node: fx.Node) -> fx.Node | None:
     """The one reader of a value, seen through dropout; ``None`` if there are more."""
     if len(node.users) != 1:

@@ -52,6 +52,8 @@ OPS: dict[Any, Callable[[Node], OpInfo]] = {
     aten.hardtanh.default: readers.with_attributes("clamp", low="min_val", high="max_val"),
     aten.clamp.default: readers.with_attributes("clamp", low="min", high="max"),
     aten.leaky_relu.default: readers.with_attributes("leaky_relu", slope="negative_slope"),
+    aten.prelu.default: readers.plain("prelu", 2),
+    aten.minimum.default: readers.plain("minimum", 2),
     aten.sigmoid.default: readers.plain("sigmoid"),
     aten.tanh.default: readers.plain("tanh"),
     aten.hardswish.default: readers.plain("hardswish"),
@@ -124,5 +126,5 @@ def macs(info: OpInfo, node: Node) -> int:
     if info.kind == "linear" and info.weight is not None:
         return per_sample * shape_of(info.weight)[1]
     if info.kind == "matmul":
-        return per_sample * shape_of(info.inputs[0])[-1]
+        return per_sample * abs(shape_of(info.inputs[0])[-1])
     return 0

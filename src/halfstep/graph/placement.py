@@ -9,7 +9,7 @@ from halfstep.graph.match import Unit, Units
 
 # Operations with a constant weight, and its axis of output channels.
 WEIGHTED = {"conv": 0, "conv_transpose": 1, "linear": 0}
-QUANTIZED = (Execution.INTEGER, Execution.DEQUANTIZED)
+QUANTIZED = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED)
 
 
 def data_values(unit: Unit) -> tuple[fx.Node, ...]:
@@ -26,13 +26,16 @@ def is_weighted(unit: Unit, executions: Mapping[str, Execution]) -> bool:
 def quantized_values(units: Units, executions: Mapping[str, Execution]) -> tuple[fx.Node, ...]:
     """The nodes whose values hold codes, in order of execution.
 
-    A quantized operation reads and makes codes; a copy has codes on all sides or on none. A
-    constant that only float operations read stays float.
+    A quantized operation reads and makes codes, but for one whose sums are scaled to real values;
+    a copy has codes on all sides or on none. A constant that only float operations read stays
+    float.
     """
     found: set[fx.Node] = set()
     for unit in units.units:
-        if executions[unit.name] in QUANTIZED:
-            found |= set(data_values(unit))
+        how = executions[unit.name]
+        if how in QUANTIZED:
+            values = data_values(unit)
+            found |= set(values[:-1] if how is Execution.SCALED else values)
     copies = [unit for unit in units.units if executions[unit.name] is Execution.COPY]
     grown = True
     while grown:

@@ -16,7 +16,7 @@ from halfstep.core.target import Target
 from halfstep.errors import PlanError, unknown_name
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """The specs of all sites, the sites that share one grid, and the operations left in float.
 
@@ -88,6 +88,23 @@ class Plan:
         floats = dict(self.floats) | dict.fromkeys(matched, reason)
         return replace(self, executions=executions, floats=floats)
 
+    def leave_real(self, pattern: str) -> "Plan":
+        """A plan in which integer operations that match leave real values instead of codes.
+
+        Only float operations, or the outputs of the model, may read them: nothing is rounded
+        between the sums of such an operation and them.
+
+        Raises:
+            UnknownNameError: no operation on an integer kernel matches.
+        """
+        kernels = (Execution.INTEGER, Execution.SCALED)
+        known = [name for name, how in self.executions.items() if how in kernels]
+        matched = [name for name in known if fnmatchcase(name, pattern)]
+        if not matched:
+            raise unknown_name("operation on an integer kernel", pattern, known)
+        executions = dict(self.executions) | dict.fromkeys(matched, Execution.SCALED)
+        return replace(self, executions=executions)
+
     def diff(self, other: "Plan") -> list[str]:
         """A line for every site or operation that ``other`` treats differently."""
         lines = []
@@ -147,6 +164,9 @@ class Plan:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise PlanError(f"{path}: this is not a saved plan: it is no YAML: {error}") from error
         return cls.from_dict(data)
+
+    def __repr__(self) -> str:
+        return str(self)  # what a notebook shows
 
     def __str__(self) -> str:
         width = max((len(site) for site in self.specs), default=0)

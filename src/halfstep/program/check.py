@@ -3,7 +3,8 @@
 ``check(program)`` raises ``ProgramError`` at the first violation. The rules, by name:
 
 1. order: an operation reads only inputs, constants and earlier outputs; names are made once.
-2. worlds: codes and real values meet only in quantize and dequantize.
+2. worlds: codes and real values meet only in quantize, in dequantize, and where an integer kernel
+   scales its sums to real values.
 3. codes: constant codes lie within their type, and so does a clamp; computed codes have one scale;
    a table has an entry, of the output's type, for every input code.
 4. copies: an operation that copies has one grid for all its data inputs and its output.
@@ -23,13 +24,13 @@ from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
 from halfstep.core.pooling import AVERAGE, MEAN
 from halfstep.core.qtype import ACCUMULATOR_BITS
-from halfstep.core.requant import ACCUMULATOR, GROUPS, INT32_ONLY
+from halfstep.core.requant import ACCUMULATOR, GROUPS, INT32_ONLY, SCALED
 from halfstep.core.softmax import SOFTMAX
 from halfstep.errors import ProgramError
 from halfstep.program.bounds import WEIGHTED, accumulator_bounds, weight_axis, weight_scales
 from halfstep.program.ir import IntProgram, Op
 
-_CODES = (Execution.INTEGER, Execution.DEQUANTIZED, Execution.COPY)
+_CODES = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED, Execution.COPY)
 _SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
 FORMULAS: Mapping[str, Collection[str]] = {
@@ -86,6 +87,8 @@ def _check_worlds(program: IntProgram, op: Op) -> None:
         _require(op.kind in ("quantize", "dequantize") and crosses, op, "worlds", found)
     elif op.execution is Execution.FLOAT:
         _require(not any(codes_in) and not codes_out, op, "worlds", "a float op with codes")
+    elif op.execution is Execution.SCALED:
+        _require(all(codes_in) and not codes_out, op, "worlds", "scaled sums that are codes")
     else:
         _require(codes_out and codes_in[0], op, "worlds", "an integer op with real values")
 
@@ -133,9 +136,11 @@ def _check_integer(program: IntProgram, op: Op) -> None:
 
 def _check_formula(program: IntProgram, op: Op) -> None:
     known = FORMULAS.get(op.kind, ())
+    if op.execution is Execution.SCALED:
+        known = SCALED.keys() if op.kind in _SUMS else ()
     if op.formula is None:
         # A quantize without one divides: the meaning of every grid.
-        needed = op.execution in _CODES[:2] and op.kind not in _WITHOUT_FORMULA
+        needed = op.execution in _CODES[:-1] and op.kind not in _WITHOUT_FORMULA
         _require(not needed, op, "formulas", f"no formula; {op.kind} has {', '.join(known)}")
         return
     found = f"formula {op.formula!r}; {op.kind} has {', '.join(known) or 'none'}"

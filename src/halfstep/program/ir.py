@@ -93,7 +93,7 @@ class Op:
         return " ".join([*words, f"[{how}]"])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class IntProgram:
     """What a target will run.
 
@@ -138,14 +138,22 @@ class IntProgram:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Every computed tensor of codes, in order of execution."""
-        return tuple(op.output for op in self.ops if self.tensors[op.output].grid is not None)
+        """Every computed tensor of codes, and every scaled sum of codes, in order of execution."""
+        return tuple(
+            op.output
+            for op in self.ops
+            if self.tensors[op.output].grid is not None or op.execution is Execution.SCALED
+        )
 
     def integer_coverage(self) -> float | None:
         """The share, 0 to 1, of multiply-accumulates on integer kernels; ``None`` without any."""
         total = sum(op.macs for op in self.ops)
-        integer = sum(op.macs for op in self.ops if op.execution is Execution.INTEGER)
+        kernels = (Execution.INTEGER, Execution.SCALED)
+        integer = sum(op.macs for op in self.ops if op.execution in kernels)
         return integer / total if total else None
+
+    def __repr__(self) -> str:
+        return f"IntProgram({self.target}: {len(self.ops)} operations, {len(self.sites)} sites)"
 
     def __str__(self) -> str:
         constants = [str(t) for t in self.tensors.values() if t.data is not None]

@@ -12,7 +12,8 @@ def planned_coverage(graph: Graph, plan: Plan) -> str:
     """The share of multiply-accumulates that ``plan`` puts on integer kernels."""
     units = find_units(graph.module, find("target", plan.target).fused_activations).units
     total = sum(unit.macs for unit in units)
-    integer = sum(u.macs for u in units if plan.executions[u.name] is Execution.INTEGER)
+    kernels = (Execution.INTEGER, Execution.SCALED)
+    integer = sum(u.macs for u in units if plan.executions[u.name] in kernels)
     return coverage_text(integer / total if total else None)
 
 

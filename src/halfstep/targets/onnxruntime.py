@@ -27,8 +27,8 @@ _BETWEEN = OpRule(Execution.DEQUANTIZED, reason=f"{_FLOAT_KERNEL}: float32 betwe
 
 RULES = {
     "conv": OpRule(_INTEGER, "float"),
-    "linear": OpRule(_INTEGER, "float"),
-    "matmul": OpRule(_INTEGER, "float"),
+    "linear": OpRule(_INTEGER, "float", scaled="product"),
+    "matmul": OpRule(_INTEGER, "float", scaled="product"),
     "add": OpRule(_INTEGER, "fused"),
     "mul": OpRule(_INTEGER, "offset_inside"),
     "sub": OpRule(Execution.DEQUANTIZED, "dequantized", f"{_FLOAT_KERNEL}: float32 between codes"),
@@ -47,6 +47,7 @@ RULES = {
             "transpose",
             "slice",
             "concat",
+            "minimum",
             "expand",
             "upsample_nearest",
             "embedding",
@@ -54,7 +55,15 @@ RULES = {
     },
     **{
         kind: OpRule(Execution.FLOAT, reason=_FLOAT_KERNEL)
-        for kind in ("conv_transpose", "layer_norm", "mean", "sum", "upsample_linear", "div")
+        for kind in (
+            "conv_transpose",
+            "prelu",
+            "layer_norm",
+            "mean",
+            "sum",
+            "upsample_linear",
+            "div",
+        )
     },
 }
 

@@ -30,6 +30,7 @@ _COPY: dict[str, Kernel] = {
     "slice": copies.slice_,
     "pad": copies.pad,
     "concat": copies.concat,
+    "minimum": copies.minimum,
     "expand": copies.expand,
     "upsample_nearest": copies.upsample_nearest,
     "embedding": copies.embedding,
@@ -38,6 +39,7 @@ _COPY: dict[str, Kernel] = {
 
 KERNELS: dict[tuple[Execution, str], Kernel] = {
     **{(Execution.INTEGER, kind): kernel for kind, kernel in _INTEGER.items()},
+    **{(Execution.SCALED, kind): _INTEGER[kind] for kind in ("linear", "matmul")},
     **{(Execution.DEQUANTIZED, kind): kernel for kind, kernel in _INTEGER.items()},
     **{(Execution.COPY, kind): kernel for kind, kernel in _COPY.items()},
     **{(Execution.FLOAT, kind): kernel for kind, kernel in floats.KERNELS.items()},

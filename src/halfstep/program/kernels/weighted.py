@@ -1,4 +1,4 @@
-"""Conv, transposed conv, linear and matmul: exact integer sums, then one requantization.
+"""Conv, transposed conv, linear and matmul: exact integer sums, then one rescaling.
 
 The sums are computed on integer-valued floats: in float32 as long as a bound on the sums, computed
 from the weights, proves that to be exact, at once or over a few parts of the input channels; else
@@ -12,7 +12,8 @@ import array_api_compat.numpy
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.core.requant import ACCUMULATOR
+from halfstep.core.execution import Execution
+from halfstep.core.requant import ACCUMULATOR, SCALED
 from halfstep.program.bounds import (
     FLOAT32_EXACT,
     accumulator_bounds,
@@ -64,13 +65,10 @@ def matmul(setup: Setup) -> Step:
     """A product of two activations, times ``attrs["alpha"]``."""
     exact = accumulator_bounds(setup.program, setup.op).max() < FLOAT32_EXACT
     dtype = "float32" if exact else "float64"
-    grid = setup.out_grid
-    scales = setup.grid(0).scale, setup.grid(1).scale, grid.scale / np.float32(setup.attrs["alpha"])
-    formula = ACCUMULATOR[setup.op.formula or ""]
+    finish = _finish(setup, setup.grid(1).scale, setup.attrs["alpha"])
 
     def run(a: Array, b: Array) -> Array:
-        acc = setup.backend.matmul(setup.steps(0, a, dtype), setup.steps(1, b, dtype))
-        return setup.saturate(formula(acc, *scales, int(grid.zero_point)))
+        return finish(setup.backend.matmul(setup.steps(0, a, dtype), setup.steps(1, b, dtype)))
 
     return run
 
@@ -78,11 +76,12 @@ def matmul(setup: Setup) -> Step:
 def _codes(
     setup: Setup, weight: NDArray[Any], contract: Contraction, channel_axis: int
 ) -> Callable[[Array], Array]:
-    """Codes to codes; ``weight`` is (outputs, inputs, *kernel)."""
+    """Codes to codes, or to real values; ``weight`` is (outputs, inputs, *kernel)."""
     if setup.grid(1).group_size is not None:
         return codes_of_groups(setup, contract, channel_axis)
     sums = _sums(setup, weight, contract, channel_axis)
-    finish = _requantization(setup, channel_axis)
+    scales = setup.along_channels(weight_scales(setup.op, setup.grid(1)), channel_axis)
+    finish = _finish(setup, scales)
     return lambda x: finish(sums(x))
 
 
@@ -112,11 +111,18 @@ def _sums(
     return run
 
 
-def _requantization(setup: Setup, channel_axis: int) -> Callable[[Array], Array]:
-    """Accumulators to codes, each channel with its own scale."""
-    formula, grid = ACCUMULATOR[setup.op.formula or ""], setup.out_grid
-    scale_weight = setup.along_channels(weight_scales(setup.op, setup.grid(1)), channel_axis)
-    scales = setup.grid(0).scale, scale_weight, grid.scale
+def _finish(
+    setup: Setup, scale: NDArray[np.float32], alpha: float = 1.0
+) -> Callable[[Array], Array]:
+    """Accumulators, with the scales of the second operand, to codes or to real values."""
+    name, factor, first = setup.op.formula or "", np.float32(alpha), setup.grid(0).scale
+    if setup.op.execution is Execution.SCALED:
+        real = SCALED[name]
+        if factor == 1:
+            return lambda acc: real(acc, first, scale)
+        return lambda acc: real(acc, first, scale) * float(factor)
+    formula, grid = ACCUMULATOR[name], setup.out_grid
+    scales = first, scale, grid.scale / factor
     return lambda acc: setup.saturate(formula(acc, *scales, int(grid.zero_point)))
 
 
