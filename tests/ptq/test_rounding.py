@@ -9,8 +9,8 @@ import halfstep as hs
 from halfstep.graph.batchnorm import value_of
 from halfstep.graph.edit import with_biases
 from halfstep.ptq.adaround import adaround
+from halfstep.ptq.layerwise import RoundingReport
 from halfstep.ptq.round_weights import round_weights
-from halfstep.ptq.rounding_report import RoundingReport
 from tests.models import Residual, normal, seeded
 
 DATA = [normal(16, 3, 8, 8, seed=seed) for seed in (1, 2, 3, 4)]

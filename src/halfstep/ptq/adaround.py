@@ -26,9 +26,9 @@ from torch import Tensor
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.match import Unit
 from halfstep.progress import Progress, silent
+from halfstep.ptq.layerwise import RoundedLayer, RoundingReport, layer_by_layer
 from halfstep.ptq.moments import patches, positions
-from halfstep.ptq.rounding_report import RoundedLayer, RoundingReport, refusal
-from halfstep.ptq.streams import Layer, Streams
+from halfstep.ptq.streams import Layer
 from halfstep.quant.functional import along
 from halfstep.quant.rounding import soft
 
@@ -60,18 +60,13 @@ def adaround(
     Returns:
         The error of each layer with nearest rounding and with the learned one.
     """
-    streams = Streams(model, data, progress=progress)
-    done: dict[str, str] = {}
-    layers, skipped = [], []
-    for layer in streams.layers():
-        reason = refusal(model, layer.unit, done)
-        if reason:
-            skipped.append((layer.unit.name, reason))
-            continue
-        x, z = _held(layer, streams.samples)
+
+    def learn(layer: Layer, samples: int) -> RoundedLayer:
+        x, z = _held(layer, samples)
         generator = torch.Generator().manual_seed(seed)
-        layers.append(_Learning(model, layer.unit, x, z).run(iterations, batch, generator))
-    return RoundingReport(tuple(layers), tuple(skipped))
+        return _Learning(model, layer.unit, x, z).run(iterations, batch, generator)
+
+    return layer_by_layer(model, data, learn, progress)
 
 
 def _held(layer: Layer, samples: int) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,9 @@ from halfstep.core.grid import Affine
 from halfstep.core.spec import QuantSpec
 from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
+from halfstep.ptq.layerwise import RoundedLayer, RoundingReport, layer_by_layer
 from halfstep.ptq.moments import moments
-from halfstep.ptq.rounding_report import RoundedLayer, RoundingReport, refusal
-from halfstep.ptq.streams import Layer, Streams
+from halfstep.ptq.streams import Layer
 from halfstep.quant.bias import widen_for_bias
 from halfstep.quant.rounding import lattice
 
@@ -51,16 +51,9 @@ def round_weights(
     Returns:
         The error of each layer before and after.
     """
-    streams = Streams(model, data, progress=progress)
-    done: dict[str, str] = {}
-    layers, skipped = [], []
-    for layer in streams.layers():
-        reason = refusal(model, layer.unit, done)
-        if reason:
-            skipped.append((layer.unit.name, reason))
-            continue
-        layers.append(_round(model, layer, streams.samples, rounds))
-    return RoundingReport(tuple(layers), tuple(skipped))
+    return layer_by_layer(
+        model, data, lambda layer, samples: _round(model, layer, samples, rounds), progress
+    )
 
 
 def _round(model: QuantizedModel, layer: Layer, samples: int, rounds: int) -> RoundedLayer:

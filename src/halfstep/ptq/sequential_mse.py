@@ -19,10 +19,10 @@ from torch import Tensor
 from halfstep.core.grid import Affine
 from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
+from halfstep.ptq.layerwise import RoundedLayer, RoundingReport, layer_by_layer
 from halfstep.ptq.moments import moments
 from halfstep.ptq.round_weights import columns_first
-from halfstep.ptq.rounding_report import RoundedLayer, RoundingReport, refusal
-from halfstep.ptq.streams import Layer, Streams
+from halfstep.ptq.streams import Layer
 from halfstep.quant.rounding import lattice
 
 
@@ -39,28 +39,17 @@ def sequential_mse(
     Returns:
         The error of each layer on its old and on its new grid, with nearest rounding.
     """
-    streams = Streams(model, data, progress=progress)
-    done: dict[str, str] = {}
-    layers, skipped = [], []
-    for layer in streams.layers():
-        reason = refusal(model, layer.unit, done) or _fixed(model, layer)
-        if reason:
-            skipped.append((layer.unit.name, reason))
-        else:
-            layers.append(_search(model, layer, streams.samples))
-    return RoundingReport(tuple(layers), tuple(skipped))
+    return layer_by_layer(
+        model, data, lambda layer, samples: _search(model, layer, samples), progress
+    )
 
 
-def _fixed(model: QuantizedModel, layer: Layer) -> str:
-    assert layer.unit.weight is not None
-    spec = model.plan.specs[model.units.sites[layer.unit.weight]]
-    return "its scale is a power of two" if spec.pow2 else ""
-
-
-def _search(model: QuantizedModel, layer: Layer, samples: int) -> RoundedLayer:
+def _search(model: QuantizedModel, layer: Layer, samples: int) -> RoundedLayer | str:
     unit = layer.unit
     assert unit.weight is not None
     quantizer = model.quantizer(model.units.sites[unit.weight])
+    if quantizer.spec.pow2:
+        return "its scale is a power of two"
     found = moments(unit, layer.inputs(), samples).with_means()
     weight = model.parameter_of(unit.weight).detach().cpu()
     groups = len(found.gram)

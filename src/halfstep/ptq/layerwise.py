@@ -1,9 +1,13 @@
-"""What methods that round weights report, and which layers none of them can round."""
+"""Rounding layer by layer: the walk, the layers that cannot be rounded, and the report."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.match import Unit
+from halfstep.progress import Progress
+from halfstep.ptq.streams import Layer, Streams
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,33 @@ class RoundingReport:
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped])
 
 
-def refusal(model: QuantizedModel, unit: Unit, done: dict[str, str]) -> str:
+def layer_by_layer(
+    model: QuantizedModel,
+    data: Iterable[Any],
+    fit: Callable[[Layer, int], RoundedLayer | str],
+    progress: Progress,
+) -> RoundingReport:
+    """Let ``fit`` change one weighted layer after the other, each on what the last one makes.
+
+    Args:
+        model: calibrated.
+        data: samples without labels; read once.
+        fit: changes a layer in place, given the number of samples; a text says why it did not.
+        progress: wraps the layers.
+    """
+    streams = Streams(model, data, progress=progress)
+    done: dict[str, str] = {}
+    layers, skipped = [], []
+    for layer in streams.layers():
+        found = _refusal(model, layer.unit, done) or fit(layer, streams.samples)
+        if isinstance(found, str):
+            skipped.append((layer.unit.name, found))
+        else:
+            layers.append(found)
+    return RoundingReport(tuple(layers), tuple(skipped))
+
+
+def _refusal(model: QuantizedModel, unit: Unit, done: dict[str, str]) -> str:
     """Why a layer keeps nearest rounding, or ""; ``done`` notes who rounds a shared weight."""
     assert unit.weight is not None
     weight = str(unit.weight.target)
