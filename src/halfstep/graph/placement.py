@@ -34,8 +34,8 @@ def quantized_values(units: Units, executions: Mapping[str, Execution]) -> tuple
     for unit in units.units:
         how = executions[unit.name]
         if how in QUANTIZED:
-            values = data_values(unit)
-            found |= set(values[:-1] if how is Execution.SCALED else values)
+            real_sums = how is Execution.SCALED
+            found |= set(data_values(unit)[:-1] if real_sums else data_values(unit))
     copies = [unit for unit in units.units if executions[unit.name] is Execution.COPY]
     grown = True
     while grown:
