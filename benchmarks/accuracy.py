@@ -45,13 +45,19 @@ def efficientnet(shared: Path, work: Path) -> list[dict[str, Any]]:
     """EfficientNet-Lite0, calibrated on every fifth photo, judged on all 500."""
     model = networks.build("efficientnet_lite0")
     photos = images.imagenet(shared, work)
-    result = hs.quantize(model, photos[::5], verify_samples=0)
     folder = work / "efficientnet_lite0"
-    result.save(folder)
-    verdict = hs.verify(
-        result.program, folder / "model.onnx", photos, stages=stages(model, result.model)
-    )
-    return [{"network": "EfficientNet-Lite0", "calibrator": "mse", **summary(verdict)}]
+    rows = []
+    for recipe, calibrator in (("ptq", "mse"), ("ptq", "minmax"), ("low_bit", "mse")):
+        result = hs.quantize(
+            model, photos[::5], recipe=recipe, calibrator=calibrator, verify_samples=0
+        )
+        result.save(folder)
+        verdict = hs.verify(
+            result.program, folder / "model.onnx", photos, stages=stages(model, result.model)
+        )
+        row = {"recipe": recipe, "calibrator": calibrator, **summary(verdict)}
+        rows.append({"network": "EfficientNet-Lite0", **row})
+    return rows
 
 
 def conformance(shared: Path, work: Path) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
     "efficientnet": (
         "EfficientNet-Lite0, W8A8",
         "Real weights; calibrated on every fifth of the 500 photos that it is judged on.",
-        {"calibrator": _get("calibrator"), **_ACCURACY}
+        {"recipe": _get("recipe"), "calibrator": _get("calibrator"), **_ACCURACY}
         | {"decisions changed from float": _differ("float and engine"), "verdict": _verdict},
     ),
     "conformance": (
