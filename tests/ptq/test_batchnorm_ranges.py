@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import halfstep as hs
-from halfstep.errors import CalibrationError
+from halfstep.errors import CalibrationError, DataError
 from halfstep.ptq.batchnorm_ranges import set_batchnorm_ranges
 from halfstep.ptq.equalize import equalize
 from tests.models import Call, normal, seeded
@@ -60,8 +60,15 @@ def test_the_range_of_a_site_is_the_published_one(mobile: hs.Graph):
 
 def test_the_input_has_the_given_range(mobile: hs.Graph):
     model = prepared(mobile)
-    assert set_batchnorm_ranges(model, input_range=(-1, 2)).known["x:in"] == (-1, 2)
+    assert set_batchnorm_ranges(model, input_range=(-4, 5)).known["x:in"] == (-4, 5)
     assert set_batchnorm_ranges(model).known["x:in"] == (-6, 6)
+
+
+def test_an_input_that_was_not_normalized_is_refused(mobile: hs.Graph):
+    with pytest.raises(DataError) as error:
+        set_batchnorm_ranges(prepared(mobile), input_range=(-0.5, 0.5))
+    assert str(error.value).startswith("x:in: asked for the range (-0.5, 0.5), found values from -")
+    assert str(error.value).endswith("normalize the inputs as in training, or give input_range")
 
 
 def test_behind_caps_the_range_is_that_of_the_caps(mobile: hs.Graph):

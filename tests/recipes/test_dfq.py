@@ -50,11 +50,19 @@ def test_it_needs_no_data_and_is_as_good_as_scales_for_channels(uneven: nn.Modul
 
 def test_the_data_does_not_matter(uneven: nn.Module):
     made = [
-        hs.quantize(uneven, [x], recipe="dfq", verify_samples=0)
-        for x in (normal(2, *IMAGE), 100 * normal(2, *IMAGE, seed=5))
+        hs.quantize(uneven, [batch], recipe="dfq", verify_samples=0)
+        for batch in (normal(2, *IMAGE), 0 * normal(2, *IMAGE))
     ]
     texts = [str(result.program) for result in made]
     assert texts[0] == texts[1]
+
+
+def test_inputs_that_were_not_normalized_are_refused(uneven: nn.Module):
+    batch = 255 * normal(2, *IMAGE).abs()
+    with pytest.raises(DataError, match=r"^x:in: asked for the range \(-6\.0, 6\.0\), found"):
+        hs.quantize(uneven, [batch], recipe="dfq")
+    high = float(batch.max())
+    hs.quantize(uneven, [batch], recipe="dfq", input_range=(0.0, high), verify_samples=0)
 
 
 def test_the_artifact_is_exact(uneven: nn.Module):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from halfstep.errors import CalibrationError
+from halfstep.errors import CalibrationError, DataError
 from halfstep.graph.calibrate import (
     calibrate_weights,
     grid_of,
@@ -66,7 +66,9 @@ def set_batchnorm_ranges(
 
     Raises:
         CalibrationError: values that nothing is known of; all of their sites are named.
+        DataError: the example that the model was captured with is outside of ``input_range``.
     """
+    _check_example(model, input_range)
     calibrate_weights(model)
     known, estimated, unknown = _ranges(model, deviations, input_range)
     if unknown:
@@ -83,6 +85,20 @@ def set_batchnorm_ranges(
         quantizer.set_grid(grid_of(calibrator, quantizer.spec, site))
     keep_biases_small(model)
     return RangeReport(known, estimated)
+
+
+def _check_example(model: QuantizedModel, input_range: Range) -> None:
+    """An input that was not normalized would saturate without a word."""
+    for name, example in zip(model.graph.inputs, model.graph.example, strict=True):
+        if not example.is_floating_point():
+            continue
+        low, high = float(example.min()), float(example.max())
+        if low < input_range[0] or high > input_range[1]:
+            raise DataError(
+                f"{name}:in: asked for the range {input_range}, found values from {low:.4g} to "
+                f"{high:.4g} in the example; normalize the inputs as in training, or give "
+                "input_range"
+            )
 
 
 def _ranges(

@@ -54,11 +54,11 @@ def dfq(  # noqa: PLR0913 (one parameter an option)
     distilled: int = 0,
     **choices: Any,
 ) -> QuantizedModel:
-    """A quantized model, made without any data but the shape of the example.
+    """A quantized model, made without any data but an example.
 
     Args:
         model: the float model, with its batch norms.
-        example: inputs to capture it with; only their shapes matter.
+        example: inputs to capture it with; their values only have to lie in ``input_range``.
         data: not looked at.
         target: where it will run.
         journal: where the steps are recorded.
@@ -74,7 +74,8 @@ def dfq(  # noqa: PLR0913 (one parameter an option)
 
     Raises:
         CalibrationError: a value that no batch norm knows anything of; ask for ``distilled``.
-        DataError: images are to be distilled, and there is no batch norm or more than one input.
+        DataError: the example is outside of ``input_range``; or images are to be distilled, and
+            there is no batch norm or more than one input.
     """
     del data
     with journal.step("capture"):
