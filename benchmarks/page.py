@@ -228,7 +228,7 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
     "recipes": (
         "Every recipe",
         (
-            "W8A8 as each recipe has it. ResNet-20: 256 training images, 10,000 test images; "
+            "W8A8 as each recipe has it. ResNet-20: 256 training images, 2,000 test images; "
             "EfficientNet-Lite0: the first 256 photos, all 500. *In float* counts operations."
         ),
         {"network": _get("network"), "recipe": _get("recipe"), "options": _get("options")}
