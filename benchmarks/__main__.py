@@ -16,7 +16,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from benchmarks import accuracy, cost, formats, mixed_precision, page, recipes, rounding
+from benchmarks import accuracy, cost, data_free, formats, mixed_precision, page, recipes, rounding
 from halfstep.files import write_atomically
 from halfstep.result import versions
 
@@ -28,6 +28,8 @@ SECTIONS = {
     "efficientnet": accuracy.efficientnet,
     "conformance": accuracy.conformance,
     "formats": formats.formats,
+    "data_free": data_free.data_free,
+    "rescaled": data_free.rescaled,
     "rounding_resnet20": rounding.rounding_resnet20,
     "rounding_efficientnet": rounding.rounding_efficientnet,
     "rounding_layers": rounding.rounding_layers,

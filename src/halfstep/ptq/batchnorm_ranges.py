@@ -93,7 +93,8 @@ def _check_example(model: QuantizedModel, input_range: Range) -> None:
         if not example.is_floating_point():
             continue
         low, high = float(example.min()), float(example.max())
-        if low < input_range[0] or high > input_range[1]:
+        slack = 1e-5 * (input_range[1] - input_range[0])  # ends that were rounded otherwise
+        if low < input_range[0] - slack or high > input_range[1] + slack:
             raise DataError(
                 f"{name}:in: asked for the range {input_range}, found values from {low:.4g} to "
                 f"{high:.4g} in the example; normalize the inputs as in training, or give "
