@@ -187,6 +187,17 @@ def test_padding_widens_the_range_to_zero():
     assert (of_output(graph).low == 0).all()
 
 
+def test_channels_of_zeros_are_known():
+    """The shortcut of the first ResNets: every second position, and zeros for new channels."""
+    graph = normalized(lambda y: F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2)))
+    found, values = of_output(graph), seen(graph)
+    assert len(found.mean) == 7
+    assert_statistics(found, values)
+    for end in (found.low, found.high):
+        assert end[[0, 5, 6]].tolist() == [0, 0, 0]
+    assert (found.low[1:5] < 0).all()
+
+
 # What is not known
 
 

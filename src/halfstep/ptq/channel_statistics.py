@@ -26,6 +26,7 @@ reshapes that mix channels) nothing is known.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -132,8 +133,7 @@ class _Walk:
         if info.kind == "prelu":  # its slopes run along axis 1, not along the last
             constant = constant.reshape(-1, *[1] * (len(sizes) - 1))
         rows = constant.expand(sizes).reshape(sizes[0], -1)
-        mean = rows.mean(1)
-        return Channels(mean, 0 * mean, rows.amin(1), rows.amax(1))
+        return replace(Channels.constant(rows.mean(1)), low=rows.amin(1), high=rows.amax(1))
 
 
 Rule = Callable[[_Walk, OpInfo, fx.Node, list[Channels]], Channels | None]
@@ -154,11 +154,16 @@ def _slice(walk: _Walk, info: OpInfo, node: fx.Node, parts: list[Channels]) -> C
 
 
 def _pad(walk: _Walk, info: OpInfo, node: fx.Node, parts: list[Channels]) -> Channels | None:
+    """Zeros around each channel, and channels of zeros; or positions that are repeated."""
     del walk, node
-    attrs = info.attrs
-    if attrs["mode"] == "constant" and (attrs["value"] != 0 or any(attrs["padding"][1])):
+    _, channels, *space = info.attrs["padding"]
+    if info.attrs["mode"] != "constant":
+        return parts[0] if channels == (0, 0) else None
+    if info.attrs["value"] != 0 or min(channels) < 0:
         return None
-    return parts[0].including_zero() if attrs["mode"] == "constant" else parts[0]
+    inside = parts[0].including_zero() if any(map(any, space)) else parts[0]
+    before, after = (Channels.constant(torch.zeros(size).double()) for size in channels)
+    return joined([before, inside, after])
 
 
 def _reshape(walk: _Walk, info: OpInfo, node: fx.Node, parts: list[Channels]) -> Channels | None:

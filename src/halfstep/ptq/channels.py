@@ -38,6 +38,11 @@ class Channels:
         reach = deviations * deviation
         return cls(mean, deviation, mean - reach, mean + reach, estimated)
 
+    @classmethod
+    def constant(cls, values: Tensor) -> "Channels":
+        """Of values that never change."""
+        return cls(values, torch.zeros_like(values), values, values)
+
     def clip(self, low: Tensor | float | None, high: Tensor | float | None) -> "Channels":
         """Behind ``clip(x, low, high)``, ``None`` where it is open; ``(0, None)`` is ReLU."""
         ends = [self.low, self.high]
