@@ -87,6 +87,9 @@ CASES: dict[str, Case] = {
     "clamp": Case("clamp", lambda x: x.clamp(-1, 2), attrs={"low": -1.0, "high": 2.0}),
     "clamp from below": Case("clamp", lambda x: x.clamp(min=0.5), attrs={"low": 0.5, "high": None}),
     "leaky_relu": Case("leaky_relu", lambda x: F.leaky_relu(x, 0.2), attrs={"slope": 0.2}),
+    "prelu": Case("prelu", F.prelu, (IMAGE, (4,))),
+    "prelu of one slope": Case("prelu", F.prelu, ((2, 5), (1,))),
+    "minimum": Case("minimum", torch.minimum, (IMAGE, (2, 4, 1, 1))),
     "gelu": Case("gelu", F.gelu, attrs={"approximate": "none"}),
     "gelu by tanh": Case(
         "gelu", lambda x: F.gelu(x, approximate="tanh"), attrs={"approximate": "tanh"}
@@ -223,7 +226,8 @@ def assert_kernel_is_the_function(
     inputs = inputs_of(case)
     wanted = (reference or case.reference)(*(torch.from_numpy(v).double() for v in inputs)).numpy()
     # Weights are constants; the samples are the first input, and the second of binary functions.
-    n_computed = 1 if case.kind in ("conv", "conv_transpose", "linear", "layer_norm") else None
+    with_constants = ("conv", "conv_transpose", "linear", "layer_norm", "prelu")
+    n_computed = 1 if case.kind in with_constants else None
     tensors = [
         real(f"x{i}", (N, *v.shape[1:]))
         if i < (n_computed or len(inputs))

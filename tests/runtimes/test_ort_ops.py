@@ -135,6 +135,7 @@ class Attention(nn.Module):
 
 
 CAUSAL = torch.ones(6, 6, dtype=torch.bool).tril()
+CAPS = torch.tensor([0.2, 0.4, 1.0, 9.0])[:, None, None]
 CONVOLUTIONS = [
     layer("conv2d", nn.Conv2d(3, 5, 3), "QLinearConv"),
     layer("conv2d, no bias", nn.Conv2d(3, 5, 3, bias=False), "QLinearConv"),
@@ -223,6 +224,23 @@ ACTIVATIONS = [
     op("clamp, above", lambda x: x.clamp(max=0.5), "Min", floats=("clamp",)),
     op("clamp, below", lambda x: x.clamp(min=-0.5), "Clip", floats=("clamp",)),
     op("leaky_relu", lambda x: F.leaky_relu(x, 0.1), "QLinearLeakyRelu"),
+    op(
+        "prelu",
+        lambda m, p, n, x: n(p(m(x))),
+        *("QLinearConv", "PRelu", "QLinearConv"),
+        parts=(nn.Conv2d(3, 4, 1), nn.PReLU(4), nn.Conv2d(4, 2, 1)),
+        floats=("part.1",),
+        islands=1,
+    ),
+    op(
+        "prelu, one slope",
+        lambda m, p, x: p(m(x)),
+        *("QGemm", "PRelu"),
+        shape=(8,),
+        parts=(nn.Linear(8, 5), nn.PReLU()),
+        floats=("part.1",),
+    ),
+    between("caps of channels", lambda x: torch.minimum(x.relu(), CAPS), "Min"),
     op("sigmoid", torch.sigmoid, "QLinearSigmoid"),
     op("tanh", torch.tanh, "Tanh", floats=("tanh",)),
     op("silu", F.silu, "QLinearSigmoid", "QLinearMul"),
