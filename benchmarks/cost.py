@@ -26,6 +26,8 @@ def quantization(shared: Path, work: Path) -> list[dict[str, Any]]:
     model = networks.build(NETWORK)
     photos = images.imagenet(shared, work, batch=BATCH)[:IMAGES]
     forward(model, photos[:BATCH])
+    # What is loaded once, whatever is quantized: torch's tracer, the runtime, the exporter.
+    quantize(model, photos[:BATCH], "minmax", work / "cost")
     rows = []
     for calibrator in CALIBRATORS:
         baseline = forward(model, photos)
