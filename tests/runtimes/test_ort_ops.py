@@ -695,14 +695,11 @@ def test_wide_types_are_closer_to_the_float_model(choices: dict[str, str]) -> No
 
 
 def test_accumulators_that_int32_cannot_hold_are_named() -> None:
-    with pytest.raises(ProgramError, match=r"part\.0:out: conv .* may reach \d{10,} in channel"):
-        lowered(
-            network(),
-            normal_inputs(IMAGE),
-            target="reference",
-            activations="int16",
-            weights="int16",
-        )
+    wide = nn.Linear(140_000, 2)
+    nn.init.ones_(wide.weight)
+    network = Call(lambda linear, x: linear(x), wide)
+    with pytest.raises(ProgramError, match=r"part\.0:out: .* may reach \d{10,} in channel"):
+        lowered(network, normal_inputs((140_000,)), redraw=False)
 
 
 @pytest.mark.parametrize("choices", [{"activations": "uint16"}, {"weights": "int16"}], ids=str)
