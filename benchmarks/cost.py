@@ -122,8 +122,8 @@ def artifacts(shared: Path, work: Path) -> list[dict[str, Any]]:
     photos = images.imagenet(shared, work, batch=BATCH)[:IMAGES]
     folder = work / "cost"
     hs.quantize(model, photos[:64], verify_samples=0).save(folder)
-    float_artifact(model, folder / "float.onnx")
-    files = {"halfstep int8": folder / "model.onnx", "halfstep float": folder / "float.onnx"}
+    float_artifact(model, work / "float.onnx")
+    files = {"halfstep int8": folder / "model.onnx", "halfstep float": work / "float.onnx"}
     peers = {"onnxruntime.quantization": "onnxruntime_minmax.onnx", "nncf": "nncf.onnx"}
     made = {name: work / "peers" / file for name, file in peers.items()}
     files |= {name: file for name, file in made.items() if file.exists()}

@@ -17,7 +17,8 @@ Deviations: a batch is a number of output positions, drawn from all samples, not
 ``ptq.round_weights`` minimizes the same error without gradients, in a small part of the time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +70,20 @@ def adaround(
     return layer_by_layer(model, data, learn, progress)
 
 
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Tiny numbers are zero meanwhile.
+
+    What Adam remembers of a weight that is decided decays to denormal numbers, on which a CPU takes
+    a hundred times as long.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def _held(layer: Layer, samples: int) -> tuple[Tensor, Tensor]:
     """What evenly spread output positions read in both models: (groups, positions, columns)."""
     rows: list[tuple[Tensor, Tensor]] = []
@@ -106,11 +121,12 @@ class _Learning:
     def run(self, iterations: int, batch: int, generator: torch.Generator) -> RoundedLayer:
         optimizer = torch.optim.Adam([self.logits], LEARNING_RATE)
         n_rows = self.z.shape[1]
-        for iteration in range(iterations):
-            chosen = torch.randint(n_rows, (min(batch, n_rows),), generator=generator)
-            optimizer.zero_grad()
-            self._loss(chosen, soft.annealed_beta(iteration / iterations)).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        with _without_denormals():
+            for iteration in range(iterations):
+                chosen = torch.randint(n_rows, (min(batch, n_rows),), generator=generator)
+                optimizer.zero_grad()
+                self._loss(chosen, soft.annealed_beta(iteration / iterations)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
         learned = self.floor + (soft.rectified_sigmoid(self.logits.detach()) >= 0.5)
         before, after = (self._error(codes) for codes in (self.nearest, learned))
         with torch.no_grad():
