@@ -79,7 +79,8 @@ def concat(setup: Setup) -> Step:
 
 def minimum(setup: Setup) -> Step:
     """The smaller of two values: on one grid, the smaller of two codes."""
-    return lambda a, b: setup.xp.minimum(a, b)
+    smaller: Step = setup.xp.minimum
+    return smaller
 
 
 def expand(setup: Setup) -> Step:
