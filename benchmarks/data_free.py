@@ -109,6 +109,6 @@ def _row(label: str, result: hs.Result, test: images.LabelledImages, work: Path)
     result.save(out)
     file = out / "model.onnx"
     seconds = sum(record.seconds for record in result.journal.records)
-    verdict = hs.verify(result.program, file, test[:100])
+    verdict = hs.verify(result.program, file, test[:40])
     top1 = in_runtime(result.program, file, test)
     return {"method": label, "top1": top1, "seconds": seconds, **summary(verdict)}

@@ -163,7 +163,7 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
         "Data-free quantization, step by step",
         (
             "EfficientNet-Lite0, W8A8, one scale a weight unless it says otherwise, no data but in "
-            "the last row; judged on the 500 photos, verdicts on 100 of them. *Float* is the "
+            "the last row; judged on the 500 photos, verdicts on 40 of them. *Float* is the "
             "network with what the steps changed, before it is quantized."
         ),
         {
@@ -179,7 +179,7 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
         (
             "ResNet-20 on the 10,000 CIFAR-10 test images, as published and with the channels "
             "inside its blocks moved by factors from 1/64 to 64, which leaves the function as it "
-            "is; verdicts on 100 images."
+            "is; verdicts on 40 images."
         ),
         {
             "channels": _get("channels"),

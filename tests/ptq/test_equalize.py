@@ -20,6 +20,7 @@ from halfstep.graph.edit import weighted_nodes
 from halfstep.graph.ops import describe
 from halfstep.graph.slices import sliced
 from halfstep.ptq.blocks import blocks, input_ranges, output_ranges
+from halfstep.ptq.channel_statistics import channel_statistics
 from halfstep.ptq.equalize import equalize
 from halfstep.ptq.pairs import find_pairs
 from tests.broken import ptq as broken
@@ -306,6 +307,53 @@ def test_relu6_may_be_refused():
 def test_another_way_with_relu6_is_an_error():
     with pytest.raises(PlanError, match=r"^relu6: asked for one of caps, replace, refuse, found"):
         equalize(captured(six()), relu6="clip")
+
+
+# Headroom
+
+
+def faint() -> nn.Module:
+    """A channel with hardly any weights, and a bias: its activation is a constant."""
+    conv, norm = nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8)
+    module = seeded(nn.Sequential(conv, norm, nn.ReLU(), nn.Conv2d(8, 5, 1)))
+    with torch.no_grad():
+        norm.weight.fill_(1.0)
+        norm.bias.fill_(0.5)
+        norm.weight[3] = 1e-7
+    return module
+
+
+def activation_ranges(graph: hs.Graph) -> Tensor:
+    node = next(n for n in graph.module.graph.nodes if n.target == torch.ops.aten.relu.default)
+    return channel_statistics(graph)[node].high
+
+
+def test_headroom_holds_an_activation_that_would_stick_out():
+    before = captured(faint())
+    paper, _ = equalize(before)
+    held, report = equalize(before, headroom=4)
+    wide, narrow = activation_ranges(paper), activation_ranges(held)
+    assert wide.max() > 100 * wide.median()
+    assert narrow.max() <= 4 * narrow.median() * (1 + 1e-6)
+    assert report.pairs[0].held == 1
+    assert ", 1 held," in str(report.pairs[0])
+    assert_same_function(before, held)
+    others = torch.arange(8) != 3
+    mine, theirs = (equalize(before, headroom=h)[1].pairs[0].scales for h in (4, None))
+    torch.testing.assert_close(mine[others], theirs[others])
+
+
+def test_headroom_changes_nothing_where_there_is_enough():
+    before = captured(six())
+    one, two = (equalize(before, headroom=h)[1].pairs for h in (1e6, None))
+    for mine, other in zip(one, two, strict=True):
+        torch.testing.assert_close(mine.scales, other.scales)
+        assert mine.held == 0
+
+
+def test_headroom_is_at_least_the_median():
+    with pytest.raises(PlanError, match=r"^headroom: asked for 1 or more, found 0\.5"):
+        equalize(captured(faint()), headroom=0.5)
 
 
 # The law rejects what is nearly right
