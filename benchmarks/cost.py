@@ -99,7 +99,7 @@ def peer_quantization(shared: Path, work: Path) -> list[dict[str, Any]]:
             method,
         )
         rows.append({"tool": "onnxruntime.quantization", "method": method, **found})
-    out = folder / "nncf.onnx"
+    out = folder / f"nncf_{NETWORK}.onnx"
     found = environments.run(
         "nncf",
         "benchmarks.peers.nncf_ptq",
@@ -124,7 +124,7 @@ def artifacts(shared: Path, work: Path) -> list[dict[str, Any]]:
     hs.quantize(model, photos[:64], verify_samples=0).save(folder)
     float_artifact(model, work / "float.onnx")
     files = {"halfstep int8": folder / "model.onnx", "halfstep float": work / "float.onnx"}
-    peers = {"onnxruntime.quantization": "onnxruntime_minmax.onnx", "nncf": "nncf.onnx"}
+    peers = {"onnxruntime.quantization": "onnxruntime_minmax.onnx", "nncf": f"nncf_{NETWORK}.onnx"}
     made = {name: work / "peers" / file for name, file in peers.items()}
     files |= {name: file for name, file in made.items() if file.exists()}
     x = [next(iter(photos))[0][:1].numpy()]

@@ -42,6 +42,7 @@ _KRISHNAMOORTHI = "Krishnamoorthi 2018, arXiv 1806.08342"
 _DFQ = "Nagel et al. 2019, arXiv 1906.04721"
 _ADAROUND = "Nagel et al. 2020, arXiv 2004.10568"
 _OWN = "docs/recipes/best.md"
+_SMOOTH = "Xiao et al. 2022, arXiv 2211.10438"
 _MEASURED = "measured, docs/arithmetic.md"
 
 _FOUND = "quant.calibrators"
@@ -67,6 +68,8 @@ CATALOG = (
     Entry("recipe", "low_bit", "recipes.low_bit:low_bit",
           "MSE ranges, weights rounded together", _ADAROUND),
     Entry("recipe", "best", "recipes.best:best", "cheapest that keeps accuracy", _OWN),
+    Entry("recipe", "transformer_ptq", "recipes.transformer_ptq:transformer_ptq",
+          "smoothed, ranges by their influence", _SMOOTH),
     Entry("recipe", "dfq", "recipes.dfq:dfq", "equalized, without data", _DFQ),
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),

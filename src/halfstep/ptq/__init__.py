@@ -14,8 +14,10 @@ from halfstep.ptq.correct_bias_from_data import correct_bias_from_data
 from halfstep.ptq.cross_entropy_range import cross_entropy_range
 from halfstep.ptq.distill_data import distill_data
 from halfstep.ptq.equalize import equalize
+from halfstep.ptq.guide_ranges import guide_ranges
 from halfstep.ptq.round_weights import round_weights
 from halfstep.ptq.sequential_mse import sequential_mse
+from halfstep.ptq.smooth import smooth
 
 __all__ = [
     "absorb_bias",
@@ -26,7 +28,9 @@ __all__ = [
     "cross_entropy_range",
     "distill_data",
     "equalize",
+    "guide_ranges",
     "round_weights",
     "sequential_mse",
     "set_batchnorm_ranges",
+    "smooth",
 ]

@@ -19,7 +19,7 @@ count ``{-1: 1, 0: 1, 3: 1}``; a value of 6 doubles the width to 2, where the sa
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Histogram:
 
     def __init__(self) -> None:
         self.exponent = SMALLEST_EXPONENT
-        self.counts: NDArray[np.int64] = np.zeros(2 * SIDE - 1, np.int64)
+        self.counts: NDArray[Any] = np.zeros(2 * SIDE - 1, np.int64)
 
     @property
     def width(self) -> float:
@@ -56,16 +56,16 @@ class Histogram:
         return 2.0**self.exponent
 
     @property
-    def magnitudes(self) -> NDArray[np.int64]:
+    def magnitudes(self) -> NDArray[Any]:
         """Counts of ``|x|`` in ``[k * width, (k + 1) * width)``, shape (SIDE,)."""
         positive, negative = self.counts[SIDE - 1 :], self.counts[: SIDE - 1]
-        magnitudes: NDArray[np.int64] = positive.copy()
+        magnitudes: NDArray[Any] = positive.copy()
         magnitudes[1:] += negative[::-1]
         return magnitudes
 
     def add(self, values: torch.Tensor, low: float, high: float) -> None:
         """Count finite float32 values of any shape, all of them in ``[low, high]``."""
-        self._widen(_exponent_for(max(-low, high)))
+        self._widen(exponent_for(max(-low, high)))
         offset = SIDE - 1 if low < 0 else 0
         count = partial(_count, reciprocal=1 / self.width, offset=offset)
         threads = min(torch.get_num_threads(), MOST_THREADS, values.numel() // WORTH_A_THREAD)
@@ -102,12 +102,12 @@ def _count(values: torch.Tensor, reciprocal: float, offset: int) -> NDArray[np.i
     return total
 
 
-def _exponent_for(largest: float) -> int:
+def exponent_for(largest: float) -> int:
     """log2 of the narrowest power-of-two width with ``largest < SIDE * width``."""
     return int(np.frexp(max(largest / SIDE, 2.0 ** (SMALLEST_EXPONENT - 1)))[1])
 
 
-def _coarser(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+def _coarser(counts: NDArray[Any], doublings: int) -> NDArray[Any]:
     """The counts in bins that are ``2**doublings`` times as wide."""
     if doublings == 0:
         return counts
