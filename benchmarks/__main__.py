@@ -16,7 +16,17 @@ import time
 from datetime import date
 from pathlib import Path
 
-from benchmarks import accuracy, cost, data_free, formats, mixed_precision, page, recipes, rounding
+from benchmarks import (
+    accuracy,
+    cost,
+    data_free,
+    formats,
+    mixed_precision,
+    page,
+    recipes,
+    rounding,
+    transformers,
+)
 from halfstep.files import write_atomically
 from halfstep.result import versions
 
@@ -34,6 +44,7 @@ SECTIONS = {
     "rounding_efficientnet": rounding.rounding_efficientnet,
     "rounding_layers": rounding.rounding_layers,
     "recipes": recipes.recipes,
+    "transformers": transformers.transformers,
     "mixed_precision": mixed_precision.mixed_precision,
     "quantization": cost.quantization,
     "scaling": cost.scaling,

@@ -1,4 +1,4 @@
-"""ONNX Runtime's static quantization of a float ONNX file: QDQ, uint8 by int8 per channel.
+"""ONNX Runtime's quantization of a float ONNX file: QDQ, uint8 by int8 per channel; or dynamic.
 
     python -m benchmarks.peers.onnxruntime_quantization FLOAT.onnx INPUTS.npy INT8.onnx --images 64
 
@@ -13,12 +13,14 @@ from onnxruntime.quantization import (
     CalibrationMethod,
     QuantFormat,
     QuantType,
+    quantize_dynamic,
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from benchmarks.peers.calibration import Inputs, batches, parser, report
 
+DYNAMIC = "dynamic"
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
@@ -53,13 +55,28 @@ def quantize(model: Path, inputs: list[Inputs], method: str, out: Path) -> None:
         )
 
 
+def quantize_at_run_time(model: Path, out: Path) -> None:
+    """Weights alone; the scales of activations are found when the model runs."""
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(model, prepared)
+        quantize_dynamic(prepared, out, per_channel=True, weight_type=QuantType.QInt8)
+
+
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
-    arguments.add_argument("--method", choices=METHODS, default="minmax")
+    arguments.add_argument("--method", choices=[*METHODS, DYNAMIC], default="minmax")
     asked = arguments.parse_args()
     inputs = batches(asked.file, asked.calibration, asked.images, asked.batch)
+
+    def run(out: Path) -> None:
+        if asked.method == DYNAMIC:
+            quantize_at_run_time(asked.file, out)
+        else:
+            quantize(asked.file, inputs, asked.method, out)
+
     report(
-        lambda out: quantize(asked.file, inputs, asked.method, out),
+        run,
         asked.out,
         ["onnxruntime", "onnx"],
         method=asked.method,
