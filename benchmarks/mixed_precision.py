@@ -13,8 +13,11 @@ from halfstep import search
 from halfstep.graph.edit import with_biases
 from halfstep.quantize import stages
 
-RANGES, MEASURED, ROUNDED = 128, 64, 128
-"""Photos that ranges, costs of bits and rounding look at."""
+RANGES, MEASURED = 128, 64
+"""Photos that ranges and costs of bits are found on; rounding has all that calibrate."""
+
+LEFT_BY_ROUNDING = 0.25
+"""About the share of the error of nearest rounding that is left."""
 
 POINTS = 7
 FILE = "mixed_precision.onnx"
@@ -37,20 +40,24 @@ def mixed_precision(shared: Path, work: Path) -> list[dict[str, Any]]:
     costs = search.fisher_costs(prepared, grids, calibration[:MEASURED])
     seconds = {"costs of bits": time.perf_counter() - begin}
     four, five = (search.uniform(prepared, bits, bits) for bits in (4, 5))
+    limits = {"size": four.size, "bops": five.bops}
     begin = time.perf_counter()
-    mixed = search.allocate(prepared, costs, size=four.size, bops=five.bops)
+    mixed = search.allocate(prepared, costs, **limits)
     seconds["allocation"] = time.perf_counter() - begin
-    uniform = search.allocate(prepared, _of_four_bits(costs))
     curve = search.pareto(prepared, costs, points=POINTS, size=four.size)
-    named = {"uniform W4A4": uniform, "mixed": mixed}
+    named = {"uniform W4A4": search.allocate(prepared, _of_four_bits(costs)), "mixed": mixed}
     named |= {f"curve, {i} of {len(curve.points)}": p for i, p in enumerate(curve.points, 1)}
     rows = []
     for name, found in named.items():
         quantized = search.allocated(prepared, found, grids)
         rows.append({"allocation": name, **_described(found), **_ran(quantized, test, work)})
     begin = time.perf_counter()
+    mixed = search.allocate(prepared, costs.scaled(weights=LEFT_BY_ROUNDING), **limits)
     quantized = search.allocated(prepared, mixed, grids)
-    hs.ptq.round_weights(quantized, calibration[:ROUNDED])
+    # Noise of coarse activations would only pull the weights towards zero.
+    fine = {site: grids[site][8] for site in mixed.activations}
+    with search.applied(quantized, fine):
+        hs.ptq.round_weights(quantized, calibration)
     seconds["rounding"] = time.perf_counter() - begin
     row = {"allocation": "mixed, rounded", **_described(mixed), **_ran(quantized, test, work)}
     verdict = hs.verify(hs.lower(quantized), work / FILE, test, stages=stages(model, quantized))

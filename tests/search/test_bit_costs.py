@@ -8,6 +8,7 @@ import halfstep as hs
 from halfstep.core.grid import Affine
 from halfstep.errors import DataError, PlanError, UnknownNameError
 from halfstep.search import bit_costs, candidate_grids, fisher_costs, observe
+from halfstep.search.bit_costs import BitCosts
 from halfstep.search.candidates import EVERY_WIDTH, Grids
 from halfstep.search.metrics import METRICS, Meter
 from halfstep.search.states import activation_sites, applied, only, weight_sites
@@ -85,6 +86,14 @@ def test_only_errors_can_be_summed():
     for costs_of in (bit_costs, fisher_costs):
         with pytest.raises(UnknownNameError, match="unknown error that can be summed 'accuracy'"):
             costs_of(model, grids, batches(), metric="accuracy")
+
+
+def test_weights_that_lose_less():
+    costs = BitCosts("kl", {"a:weight": {2: 1.0, 4: 0.5}}, {"a:out": {8: 0.1}})
+    less = costs.scaled(weights=0.5)
+    assert less.weights["a:weight"] == {2: 0.5, 4: 0.25}
+    assert less.activations == costs.activations
+    assert less.measure == "kl"
 
 
 def test_costs_read_as_text():

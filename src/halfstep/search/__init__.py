@@ -10,6 +10,8 @@ from halfstep.search.analyze import Analysis, analyze
 from halfstep.search.bit_costs import BitCosts, bit_costs
 from halfstep.search.candidates import candidate_grids
 from halfstep.search.fisher import fisher_costs
+from halfstep.search.float_price import FloatPrices, float_prices, left_float
+from halfstep.search.output_ranges import OutputRanges, output_ranges
 from halfstep.search.pareto import ParetoCurve, pareto
 from halfstep.search.partial import PartialQuantization, partially_quantize
 from halfstep.search.ranges import RangeHealth, range_health
@@ -19,12 +21,15 @@ from halfstep.search.sensitivity import (
     sensitivity,
 )
 from halfstep.search.sqnr import SqnrReport, sqnr
+from halfstep.search.states import applied
 from halfstep.search.traces import Traces, hessian_traces, trace_costs
 
 __all__ = [
     "Allocation",
     "Analysis",
     "BitCosts",
+    "FloatPrices",
+    "OutputRanges",
     "ParetoCurve",
     "PartialQuantization",
     "RangeHealth",
@@ -35,11 +40,15 @@ __all__ = [
     "allocate",
     "allocated",
     "analyze",
+    "applied",
     "bit_costs",
     "candidate_grids",
     "fisher_costs",
+    "float_prices",
     "hessian_traces",
+    "left_float",
     "observe",
+    "output_ranges",
     "pareto",
     "partially_quantize",
     "quantizer_sensitivity",
