@@ -66,6 +66,8 @@ class Encoder(nn.Module):
                 if "norm" in name and name.endswith("weight"):
                     parameter.copy_(1 + 0.1 * parameter)
                     parameter[1::7] *= 20
+                if "query" in name or "key" in name:
+                    parameter.mul_(0.1)  # attention that is not all or nothing
         self.eval()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -13,11 +13,17 @@ A plain squared error asks how wrong a value is; this asks whether it matters. A
 that a layer norm behind them depends on are kept, huge ones that nothing depends on are clipped,
 and tokens behind a mask do not count.
 
+A derivative speaks of small errors, and clipping a huge value is none: attention that is sure of
+itself does not depend on a score until the score is gone. So derivatives are taken at both ends,
+in the float model and then in the quantized one with the ranges found so far, and the weights are
+their mean (the trapezoidal rule, for the square root of the error).
+
 Deviations: PTQ4ViT quantizes layer by layer, weights among them, and weights by the gradient of a
-loss; ``ptq.influence`` says what takes its place. Derivatives are those of the float model.
+loss in the float model; ``ptq.influence`` says what takes its place.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,14 +88,21 @@ class GuidedReport:
 
 
 def guide_ranges(
-    model: QuantizedModel, data: Iterable[Any], *, seed: int = 0, progress: Progress = silent
+    model: QuantizedModel,
+    data: Sequence[Any],
+    *,
+    rounds: int = 2,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> GuidedReport:
     """Give the activations of ``model`` other ranges, in place.
 
     Args:
         model: calibrated: what the output does not depend on keeps its grid.
-        data: batches, read once; about a hundred samples. A batch takes the memory of a training
-            step without gradients of parameters.
+        data: batches, read ``rounds`` times; about a hundred samples. A batch takes the memory of
+            a training step without gradients of parameters.
+        rounds: how often derivatives are taken: of the float model, then of the quantized one as
+            it is by then.
         seed: of the random signs of the derivatives.
         progress: wraps the batches.
 
@@ -100,18 +113,22 @@ def guide_ranges(
     calls = _calls(model)
     found = {q.site: WeightedMse(q.spec.qtype, pow2=q.spec.pow2) for q in calls.values()}
     before = {quantizer.site: quantizer.grid() for quantizer in calls.values()}
-    samples = _watch(model, calls, found, data, seed, progress)
+    samples = 0
+    for index in range(rounds):
+        with _quantizers(model, on=index > 0):
+            samples += _watch(model, calls, found, data, seed + index, progress)
+        for site, calibrator in found.items():
+            quantizer = model.quantizer(site)
+            if calibrator.updates and quantizer.spec.calibrator != FIXED:
+                quantizer.set_grid(_best(calibrator, quantizer, before[site]))
+        keep_biases_small(model)
     ranges, skipped = [], []
     for site, calibrator in found.items():
-        quantizer = model.quantizer(site)
         if not calibrator.updates:
             skipped.append((site, "the output does not depend on it"))
             continue
-        if quantizer.spec.calibrator != FIXED:
-            quantizer.set_grid(_best(calibrator, quantizer, before[site]))
-        errors = (calibrator.error_of(g) / samples for g in (before[site], quantizer.grid()))
-        ranges.append(GuidedRange(site, *errors))
-    keep_biases_small(model)
+        grids = before[site], model.quantizer(site).grid()
+        ranges.append(GuidedRange(site, *(calibrator.error_of(g) / samples for g in grids)))
     return GuidedReport(tuple(ranges), tuple(skipped))
 
 
@@ -135,31 +152,38 @@ def _watch(
     model: QuantizedModel,
     calls: dict[fx.Node, Quantizer],
     found: dict[str, WeightedMse],
-    data: Iterable[Any],
+    data: Sequence[Any],
     seed: int,
     progress: Progress,
 ) -> int:
-    """Show every value with its weight; the number of samples."""
+    """Show what is quantized, weighted by the influence of what it becomes; how many samples."""
     samples = 0
-    was_training, on = model.training, {q.site: q.enabled for q in model.quantizers()}
+    nodes = {*calls, *(node.all_input_nodes[0] for node in calls)}
+    batches = influences(model.module, model.graph, nodes, data, seed=seed, progress=progress)
+    for size, batch in batches:
+        samples += size
+        for node, quantizer in calls.items():
+            value = batch[node.all_input_nodes[0]].value
+            try:
+                found[quantizer.site].update_weighted(value, batch[node].weight)
+            except CalibrationError as error:
+                raise CalibrationError(f"{quantizer.site}: {error}") from error
+    return samples
+
+
+@contextmanager
+def _quantizers(model: QuantizedModel, on: bool) -> Iterator[None]:
+    """All of them on or off, and no dropout, while the body runs."""
+    was_training, before = model.training, {q.site: q.enabled for q in model.quantizers()}
     model.eval()
     for quantizer in model.quantizers():
-        quantizer.enabled = False
+        quantizer.enabled = on
     try:
-        batches = influences(model.module, model.graph, calls, data, seed=seed, progress=progress)
-        for size, batch in batches:
-            for node, influence in batch.items():
-                site = calls[node].site
-                try:
-                    found[site].update_weighted(influence.value, influence.weight)
-                except CalibrationError as error:
-                    raise CalibrationError(f"{site}: {error}") from error
-            samples += size
+        yield
     finally:
         for quantizer in model.quantizers():
-            quantizer.enabled = on[quantizer.site]
+            quantizer.enabled = before[quantizer.site]
         model.train(was_training)
-    return samples
 
 
 def _best(calibrator: WeightedMse, quantizer: Quantizer, before: Affine) -> Affine:

@@ -121,7 +121,7 @@ def output_ranges(
         if not better:
             break
         found, after = {**found, **better}, value
-        gains = {site: gains.get(site, 0.0) + alone[site] for site in {**gains, **better}}
+        gains |= {site: gains.get(site, 0.0) + alone[site] for site in better}
     rows = [
         FoundRange(site, _ends(model.quantizer(site).grid()), _ends(grid), gains[site])
         for site, grid in found.items()
