@@ -18,7 +18,6 @@ from halfstep.search import (
 )
 from halfstep.search.allocate import problem_of
 from halfstep.search.bit_costs import BitCosts
-from halfstep.search.states import activation_sites, weight_sites
 from tests.search.specimens import batches, prepared
 
 FEW = {"weight_bits": (2, 4, 8), "activation_bits": (3, 8)}
@@ -78,9 +77,9 @@ def test_what_an_operation_multiplies(branching):
     assert products["twice"].right == products["twice_1"].right == "twice:weight"
     assert problem.counts["twice:weight"] == 64
     assert products["matmul"].left == products["matmul"].right == products["matmul_1"].right
-    assert products["matmul"].left in activation_sites(model)
+    assert products["matmul"].left in model.activation_sites()
     assert products["matmul_1"].left == "softmax:out"
-    assert {*problem.counts} == {*weight_sites(model)}
+    assert {*problem.counts} == {*model.weight_sites()}
 
 
 @pytest.mark.parametrize("which", ["residual", "branching"])

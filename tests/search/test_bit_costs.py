@@ -11,7 +11,7 @@ from halfstep.search import bit_costs, candidate_grids, fisher_costs, observe
 from halfstep.search.bit_costs import BitCosts
 from halfstep.search.candidates import EVERY_WIDTH, Grids
 from halfstep.search.metrics import METRICS, Meter
-from halfstep.search.states import activation_sites, applied, only, weight_sites
+from halfstep.search.states import applied, only
 from tests.search.specimens import assert_unchanged, batches, prepared, snapshot
 
 NETWORKS = pytest.mark.parametrize("network", ["residual", "branching"])
@@ -37,7 +37,7 @@ def test_candidates_are_what_calibration_finds_for_each_width(network):
             assert found.qtype == quantizer.grid().qtype
             # A calibrated weight may have a larger scale, for its bias.
             assert (found.scale <= quantizer.grid().scale).all()
-            if quantizer.site in activation_sites(model):
+            if quantizer.site in model.activation_sites():
                 assert found.same_as(quantizer.grid()), quantizer.site
 
 
@@ -68,8 +68,8 @@ def test_costs_are_the_error_of_one_site_alone(network, metric):
     costs = bit_costs(model, grids, batches(), metric=metric)
     assert_unchanged(model, before)
     assert costs.measure == metric
-    assert tuple(costs.weights) == weight_sites(model)
-    assert tuple(costs.activations) == activation_sites(model)
+    assert tuple(costs.weights) == model.weight_sites()
+    assert tuple(costs.activations) == model.activation_sites()
     for site, table in {**costs.weights, **costs.activations}.items():
         for bits, cost in table.items():
             meter = Meter(METRICS[metric])

@@ -10,7 +10,7 @@ from halfstep.errors import DataError, UnknownNameError
 from halfstep.search import output_ranges
 from halfstep.search.metrics import METRICS, Meter
 from halfstep.search.samples import kept
-from halfstep.search.states import activation_sites, applied
+from halfstep.search.states import applied
 from tests.search.specimens import assert_unchanged, batches, calibrated, snapshot
 
 
@@ -66,7 +66,7 @@ def test_no_candidate_is_no_change() -> None:
 def test_a_grid_that_the_kernel_dictates_is_not_moved() -> None:
     model = calibrated("branching")
     (fixed,) = [
-        site for site in activation_sites(model)
+        site for site in model.activation_sites()
         if model.quantizer(site).spec.calibrator == "unit_interval"
     ]  # fmt: skip
     assert fixed not in output_ranges(model, batches(labelled=False)).grids
@@ -76,7 +76,7 @@ def test_a_grid_that_the_kernel_dictates_is_not_moved() -> None:
 def test_shared_grids_stay_shared() -> None:
     model = calibrated("branching")
     found = output_ranges(model, batches(labelled=False))
-    assert set(found.grids) <= set(activation_sites(model))
+    assert set(found.grids) <= set(model.activation_sites())
     for site, grid in found.grids.items():
         model.quantizer(site).set_grid(grid)
     hs.lower(model)

@@ -10,7 +10,7 @@ from halfstep.errors import DataError, UnknownNameError
 from halfstep.progress import silent
 from halfstep.search import quantizer_sensitivity, sensitivity
 from halfstep.search.metrics import METRICS, Meter
-from halfstep.search.states import applied, only, quantized_units, sites_of, weight_sites
+from halfstep.search.states import applied, only, quantized_units, sites_of
 from tests.search.specimens import assert_unchanged, batches, calibrated, snapshot
 
 LOW_BITS = {"weights": "int3_narrow", "activations": "uint3"}
@@ -35,7 +35,7 @@ def test_rows_are_what_the_model_computes(network, metric):
     assert_unchanged(model, before)
     units = {unit.name: unit for unit in quantized_units(model)}
     assert [row.name for row in report.rows] == list(units)
-    weights = set(weight_sites(model))
+    weights = set(model.weight_sites())
     for row in report.rows:
         sites = sites_of(model, {row.name})
         assert row.alone == measured(model, metric, sites)
@@ -61,7 +61,7 @@ def test_each_quantizer_alone_and_left_out(network):
     everything = frozenset(q.site for q in model.quantizers())
     assert {row.name for row in report.rows} == everything
     for row in report.rows:
-        assert row.kind == ("weight" if row.name in weight_sites(model) else "activation")
+        assert row.kind == ("weight" if row.name in model.weight_sites() else "activation")
         assert row.alone == measured(model, "kl", frozenset({row.name}))
         assert row.without == measured(model, "kl", everything - {row.name})
         assert row.weight is row.activations is None

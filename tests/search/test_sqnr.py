@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from halfstep.search import sqnr
-from halfstep.search.states import applied, only, weight_sites
+from halfstep.search.states import applied, only
 from tests.search.specimens import assert_unchanged, batches, calibrated, snapshot
 
 
@@ -22,7 +22,7 @@ def decibels(real: np.ndarray, other: np.ndarray) -> float:
 def test_the_noise_of_weights_is_that_of_their_grids(network):
     model = calibrated(network, weights="int4_narrow")
     report = sqnr(model, batches())
-    assert [row.site for row in report.weights] == list(weight_sites(model))
+    assert [row.site for row in report.weights] == list(model.weight_sites())
     for row in report.weights:
         unit = next(u for u in model.units.units if f"{u.name}:weight" == row.site)
         weight = model.parameter_of(unit.weight).detach().numpy()
@@ -61,10 +61,10 @@ def test_every_value_with_a_quantizer_of_its_own_is_seen(network):
     report = sqnr(model, iter(batches()))
     assert_unchanged(model, before)
     seen = {row.site for row in report.activations}
-    assert seen <= model.site_quantizer.keys() - set(weight_sites(model))
+    assert seen <= model.site_quantizer.keys() - set(model.weight_sites())
     assert {model.quantizer(site).site for site in seen} == {
         q.site for q in model.quantizers()
-    } - set(weight_sites(model))
+    } - set(model.weight_sites())
 
 
 def test_it_does_not_matter_which_quantizers_are_on():

@@ -10,13 +10,11 @@ from halfstep.errors import UnknownNameError
 from halfstep.graph.placement import QUANTIZED
 from halfstep.quant.bias import BiasQuantizer
 from halfstep.search.states import (
-    activation_sites,
     applied,
     only,
     quantized_units,
     real_biases,
     sites_of,
-    weight_sites,
 )
 from tests.search.specimens import (
     assert_unchanged,
@@ -99,7 +97,7 @@ def test_a_state_computes_what_the_planned_model_computes(kept):
 
 def test_sites_are_weights_or_activations_and_units_compute():
     model = calibrated("branching")
-    weights, activations = weight_sites(model), activation_sites(model)
+    weights, activations = model.weight_sites(), model.activation_sites()
     assert sorted(weights + activations) == sorted(q.site for q in model.quantizers())
     assert weights == tuple(f"{name}:weight" for name in ("stem", "left", "right", "twice", "head"))
     executions = model.plan.executions

@@ -11,7 +11,6 @@ from halfstep.errors import DataError
 from halfstep.search import bit_costs, candidate_grids, hessian_traces, observe, trace_costs
 from halfstep.search import traces as module
 from halfstep.search.samples import Batch
-from halfstep.search.states import activation_sites, weight_sites
 from halfstep.search.traces import cross_entropy, hutchinson
 from halfstep.search.walk import Walk
 from tests.models import normal
@@ -108,8 +107,8 @@ def test_traces_of_a_tiny_network_are_those_of_its_hessian(labelled):
     assert found.mean.keys() == exact.keys()
     for site, value in exact.items():
         assert abs(found.mean[site] - value) < 4 * found.error[site] + 1e-7, site
-    weights = [exact[site] for site in weight_sites(model)]
-    assert all(found.error[site] < max(weights) / 4 for site in weight_sites(model))
+    weights = [exact[site] for site in model.weight_sites()]
+    assert all(found.error[site] < max(weights) / 4 for site in model.weight_sites())
     if not labelled:
         assert min(exact.values()) > -1e-6  # the Fisher information has no negative eigenvalue
 
@@ -132,8 +131,8 @@ def test_costs_are_curvature_times_squared_error(network):
     costs = trace_costs(model, grids, traces, iter(batches()))
     assert_unchanged(model, before)
     assert costs.measure == "trace"
-    assert tuple(costs.weights) == weight_sites(model)
-    assert tuple(costs.activations) == activation_sites(model)
+    assert tuple(costs.weights) == model.weight_sites()
+    assert tuple(costs.activations) == model.activation_sites()
     unit = next(u for u in model.units.units if u.name == "stem")
     weight = model.parameter_of(unit.weight).detach().numpy()
     grid = grids["stem:weight"][3]

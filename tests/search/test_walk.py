@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import halfstep as hs
-from halfstep.search.states import activation_sites, applied, only, weight_sites
+from halfstep.search.states import applied, only
 from halfstep.search.walk import Branches, Walk
 from tests.search.specimens import (
     assert_unchanged,
@@ -70,7 +70,7 @@ def test_passing_by_all_quantizers_is_the_float_model(network):
 def test_branches_are_what_each_variant_computes_on_its_own(network, on):
     model = calibrated(network)
     before = snapshot(model)
-    sites = (*weight_sites(model), *activation_sites(model))
+    sites = (*model.weight_sites(), *model.activation_sites())
     base = only(model, sites if on else ())
     variants = {site: {site: not on} for site in sites}
     variants["two"] = {sites[0]: not on, sites[-1]: not on}
@@ -103,7 +103,7 @@ def test_branches_are_put_back_after_an_error():
 
 def test_the_order_of_variants_does_not_matter():
     model = calibrated("branching")
-    sites = (*weight_sites(model), *activation_sites(model))
+    sites = (*model.weight_sites(), *model.activation_sites())
     (x, _), *_ = batches()
     found: list[dict[str, torch.Tensor]] = []
     for order in (sites, sites[::-1]):

@@ -156,6 +156,10 @@ class Affine:
         steps = codes.astype(wide) - self.spread(self.zero_point, codes.shape)
         return np.asarray(self.spread(self.scale, codes.shape) * steps.astype(np.float32))
 
+    def nearest(self, real: NDArray[np.floating]) -> FloatArray:
+        """The values on the grid that ``real`` is rounded to."""
+        return self.dequantize(self.quantize(real))
+
     def same_as(self, other: "Affine") -> bool:
         """Whether both grids give every code the same real value."""
         return (

@@ -12,8 +12,6 @@ from halfstep.core.spec import QuantSpec
 from halfstep.data import batches
 from halfstep.errors import CalibrationError, DataError
 from halfstep.graph.insert import QuantizedModel, check_batch
-from halfstep.graph.match import Unit
-from halfstep.graph.placement import is_weighted
 from halfstep.progress import Progress, silent
 from halfstep.quant.bias import widen_for_bias
 from halfstep.quant.calibrators.base import Calibrator
@@ -82,16 +80,15 @@ def observe(
     Raises:
         DataError: an empty loader, or a batch of a wrong shape, dtype or value.
     """
-    weights = {model.units.sites[unit.weight] for unit in _weighted(model) if unit.weight}
-    watching = [q for q in model.quantizers() if q.site not in weights]
+    watching = [model.quantizer(site) for site in model.activation_sites()]
     was_training = model.training
-    were_on = {site: model.quantizer(site).enabled for site in weights}
+    were_on = {site: model.quantizer(site).enabled for site in model.weight_sites()}
     found = {q.site: make_calibrator(q.spec, calibrator) for q in watching}
     model.eval()
     try:
         for quantizer in watching:
             quantizer.calibrator = found[quantizer.site]
-        for site in weights:
+        for site in were_on:
             model.quantizer(site).enabled = False
         return Watched(_watch(model, data, progress), found)
     finally:
@@ -117,19 +114,15 @@ def make_calibrator(spec: QuantSpec, name: str | None = None) -> Calibrator:
     return made
 
 
-def _weighted(model: QuantizedModel) -> list[Unit]:
-    return [unit for unit in model.units.units if is_weighted(unit, model.plan.executions)]
-
-
 def calibrate_weights(model: QuantizedModel) -> None:
     """Give every weight the grid that its spec's calibrator finds in it; no data is needed.
 
     Raises:
         CalibrationError: a weight with NaN or infinity.
     """
-    for unit in _weighted(model):
+    for unit in model.weighted_units():
         assert unit.weight is not None
-        quantizer = model.quantizer(model.units.sites[unit.weight])
+        quantizer = model.quantizer(model.weight_site(unit))
         found = make_calibrator(quantizer.spec)
         try:
             found.update(model.parameter_of(unit.weight).detach())
@@ -175,10 +168,10 @@ def grid_of(calibrator: Calibrator, spec: QuantSpec, site: str) -> Affine:
 
 def keep_biases_small(model: QuantizedModel) -> None:
     """Raise the weight scales of channels whose bias would overflow; see ``quant.bias``."""
-    for unit in _weighted(model):
-        if unit.bias is None or unit.weight is None:
+    for unit in model.weighted_units():
+        if unit.bias is None:
             continue
-        weight = model.quantizer(model.units.sites[unit.weight])
+        weight = model.quantizer(model.weight_site(unit))
         source = model.quantizer(model.units.sites[unit.inputs[0]])
         bias = model.parameter_of(unit.bias).detach().cpu().numpy()
         if not torch.isfinite(torch.from_numpy(bias)).all():

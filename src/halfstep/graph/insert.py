@@ -18,7 +18,7 @@ from halfstep.graph.capture import Graph
 from halfstep.graph.inserter import Inserter, module_name
 from halfstep.graph.match import Unit, Units, find_units
 from halfstep.graph.ops import IDENTITIES
-from halfstep.graph.placement import quantized_values
+from halfstep.graph.placement import is_weighted, quantized_values
 from halfstep.graph.plan import Plan
 from halfstep.quant.bias import BiasQuantizer
 from halfstep.quant.quantizer import Quantizer
@@ -67,6 +67,33 @@ class QuantizedModel(nn.Module):
         assert isinstance(found, Quantizer)
         return found
 
+    def calls(self) -> dict[fx.Node, Quantizer]:
+        """The nodes of ``module`` that call the quantizers, in order of execution."""
+        called = {
+            node: self.module.get_submodule(str(node.target))
+            for node in self.module.graph.nodes
+            if node.op == "call_module"
+        }
+        return {node: found for node, found in called.items() if isinstance(found, Quantizer)}
+
+    def weighted_units(self) -> tuple[Unit, ...]:
+        """The units with a quantized weight, in order of execution."""
+        return tuple(unit for unit in self.units.units if is_weighted(unit, self.plan.executions))
+
+    def weight_site(self, unit: Unit) -> str:
+        """The site of a unit's weight; units that share a weight have the same."""
+        assert unit.weight is not None, "a weighted unit"
+        return self.units.sites[unit.weight]
+
+    def weight_sites(self) -> tuple[str, ...]:
+        """The sites of all quantized weights, in order of execution."""
+        return tuple(dict.fromkeys(map(self.weight_site, self.weighted_units())))
+
+    def activation_sites(self) -> tuple[str, ...]:
+        """The sites of all quantizers of activations and constants, one for each shared grid."""
+        weights = set(self.weight_sites())
+        return tuple(q.site for q in self.quantizers() if q.site not in weights)
+
     def enable(self, on: bool = True) -> None:
         """Turn all quantizers on or off, those of biases included."""
         for module in self.module.modules():
@@ -79,9 +106,8 @@ class QuantizedModel(nn.Module):
 
     def bias_type(self, unit: Unit) -> QType:
         """The type of the codes of a unit's bias, by the rule of the plan's target."""
-        assert unit.weight is not None
         target: Target = find("target", self.plan.target)
-        sites = (self.units.sites[unit.inputs[0]], self.units.sites[unit.weight])
+        sites = (self.units.sites[unit.inputs[0]], self.weight_site(unit))
         return target.bias_type(*(self.plan.specs[site].qtype for site in sites))
 
     def train(self, mode: bool = True) -> "QuantizedModel":

@@ -108,7 +108,7 @@ class _Learning:
         groups = len(x)
         self.bias = 0.0 if bias is None else bias.reshape(groups, 1, -1)
         self.shape = (groups, len(self.weight) // groups, -1)
-        grid = model.quantizer(model.units.sites[unit.weight]).grid()
+        grid = model.quantizer(model.weight_site(unit)).grid()
         self.qtype = grid.qtype
         scale = torch.tensor(grid.scale, device=self.weight.device)
         self.scale = along(scale, grid.axis, self.weight.ndim)

@@ -128,15 +128,12 @@ def _ranges(
 def _watched(model: QuantizedModel) -> dict[Quantizer, list[fx.Node]]:
     """The quantizers of activations and constants, with the nodes of the graph that they see."""
     nodes = {node.name: node for node in model.graph.module.graph.nodes}
-    weights = {unit.weight for unit in model.units.units}
+    activations = set(model.activation_sites())
     watched: dict[Quantizer, list[fx.Node]] = {}
-    for call in model.module.graph.nodes:
-        if call.op != "call_module":
-            continue
-        quantizer = model.module.get_submodule(str(call.target))
-        node = nodes[call.args[0].name]
-        if isinstance(quantizer, Quantizer) and node not in weights:
-            watched.setdefault(quantizer, []).append(node)
+    for call, quantizer in model.calls().items():
+        if quantizer.site in activations:
+            (source,) = call.all_input_nodes
+            watched.setdefault(quantizer, []).append(nodes[source.name])
     return watched
 
 

@@ -26,7 +26,6 @@ from halfstep.graph.capture import Graph
 from halfstep.graph.edit import set_value
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.match import Unit
-from halfstep.graph.placement import is_weighted
 from halfstep.ptq.blocks import blocks, of_constant
 from halfstep.ptq.channel_statistics import channel_statistics
 from halfstep.ptq.pairs import Refusal, is_shared
@@ -78,9 +77,7 @@ def correct_bias(model: QuantizedModel, *, reference: Graph | None = None) -> Co
     means = {node.name: found.mean for node, found in statistics.items()}
     layers: list[Correction] = []
     skipped: list[Refusal] = []
-    for unit in model.units.units:
-        if not is_weighted(unit, model.plan.executions):
-            continue
+    for unit in model.weighted_units():
         mean = means.get(unit.inputs[0].name)
         reason = bias_refused(unit)
         if not reason and mean is None:
@@ -106,10 +103,10 @@ def bias_refused(unit: Unit) -> str:
 def weight_error(model: QuantizedModel, unit: Unit, reference: Graph) -> Tensor:
     """``Q(W) - W`` with the present weight of the model and that of ``reference``, float64."""
     assert unit.weight is not None, "a weighted unit"
-    grid = model.quantizer(model.units.sites[unit.weight]).grid()
-    codes = grid.quantize(model.parameter_of(unit.weight).detach().cpu().numpy())
+    grid = model.quantizer(model.weight_site(unit)).grid()
+    rounded = grid.nearest(model.parameter_of(unit.weight).detach().cpu().numpy())
     exact = value_of(reference.module, unit.weight).detach().cpu()
-    return torch.from_numpy(grid.dequantize(codes)).double() - exact.double()
+    return torch.from_numpy(rounded).double() - exact.double()
 
 
 def shift_bias(model: QuantizedModel, unit: Unit, by: Tensor) -> None:

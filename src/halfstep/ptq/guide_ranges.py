@@ -33,7 +33,6 @@ from halfstep.core.grid import Affine
 from halfstep.errors import CalibrationError
 from halfstep.graph.calibrate import grid_of, keep_biases_small
 from halfstep.graph.insert import QuantizedModel
-from halfstep.graph.placement import is_weighted
 from halfstep.progress import Progress, silent
 from halfstep.ptq.influence import influences
 from halfstep.quant.calibrators.weighted_mse import WeightedMse
@@ -110,7 +109,8 @@ def guide_ranges(
         CalibrationError: the model has no ranges yet.
         DataError: an empty loader, or a batch that does not fit.
     """
-    calls = _calls(model)
+    activations = set(model.activation_sites())
+    calls = {node: q for node, q in model.calls().items() if q.site in activations}
     found = {q.site: WeightedMse(q.spec.qtype, pow2=q.spec.pow2) for q in calls.values()}
     before = {quantizer.site: quantizer.grid() for quantizer in calls.values()}
     samples = 0
@@ -130,22 +130,6 @@ def guide_ranges(
         grids = before[site], model.quantizer(site).grid()
         ranges.append(GuidedRange(site, *(calibrator.error_of(g) / samples for g in grids)))
     return GuidedReport(tuple(ranges), tuple(skipped))
-
-
-def _calls(model: QuantizedModel) -> dict[fx.Node, Quantizer]:
-    """The quantizers of activations, by the nodes that call them."""
-    weights = {
-        model.units.sites[unit.weight]
-        for unit in model.units.units
-        if unit.weight is not None and is_weighted(unit, model.plan.executions)
-    }
-    found = {}
-    for node in model.module.graph.nodes:
-        if node.op == "call_module":
-            module = model.module.get_submodule(str(node.target))
-            if isinstance(module, Quantizer) and module.site not in weights:
-                found[node] = module
-    return found
 
 
 def _watch(

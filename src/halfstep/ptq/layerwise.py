@@ -74,7 +74,7 @@ def _refusal(model: QuantizedModel, unit: Unit, done: dict[str, str]) -> str:
     weight = str(unit.weight.target)
     if unit.kind == "conv_transpose":
         return "a transposed convolution has no inputs of its own for each output"
-    if model.plan.specs[model.units.sites[unit.weight]].group_size is not None:
+    if model.plan.specs[model.weight_site(unit)].group_size is not None:
         return "its scales are of groups of input channels"
     if weight in done:
         return f"it shares its weight with {done[weight]}, rounded before"

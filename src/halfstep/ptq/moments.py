@@ -13,12 +13,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from halfstep.graph.match import Unit
 from halfstep.graph.readers import shape_of
+from halfstep.quant.rounding import lattice
+from halfstep.quant.rounding.lattice import Array
 
 POSITIONS = 1 << 13
 POSITIONS_A_COLUMN = 32
@@ -75,6 +78,49 @@ class Moments:
         """What the bias has to gain so that the means of the outputs agree, (groups, rows)."""
         wanted = weight @ self.mean[..., None] - quantized @ self.mean_quantized[..., None]
         return wanted[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The weights of one layer as ``quant.rounding.lattice`` wants them.
+
+    Attributes:
+        target: ``W*``, (groups, columns, rows).
+        gram: ``H``, (groups, columns, columns).
+    """
+
+    target: Array
+    gram: Array
+
+    @classmethod
+    def of(cls, weight: Tensor, found: Moments) -> "Problem":
+        """For a weight as its layer has it, on the CPU, and the moments of its inputs."""
+        wanted = found.target(by_groups(weight.double(), len(found.gram)))
+        return cls(columns_first(wanted), found.gram.numpy().astype(np.float32))
+
+    @property
+    def groups(self) -> int:
+        """How many groups the layer has."""
+        return len(self.gram)
+
+    def error(self, values: Array) -> float:
+        """The squared error of the output with these weights, relative to its variance."""
+        error, power = (
+            float(lattice.squared_error(self.target, v, self.gram).sum())
+            for v in (values, np.zeros_like(self.target))
+        )
+        return error / max(power, float(np.finfo(np.float32).tiny))
+
+
+def by_groups(weight: Tensor, groups: int) -> Tensor:
+    """A weight as its layer has it, as (groups, rows, columns)."""
+    return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def columns_first(weight: Tensor, groups: int | None = None) -> Array:
+    """(groups, rows, columns), or a weight as its layer has it, as (groups, columns, rows)."""
+    grouped = weight if groups is None else by_groups(weight, groups)
+    return np.ascontiguousarray(grouped.mT.numpy(), np.float32)
 
 
 @dataclass

@@ -17,19 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from halfstep.core.grid import Affine
 from halfstep.core.spec import QuantSpec
+from halfstep.graph.edit import set_value
 from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
 from halfstep.ptq.layerwise import RoundedLayer, RoundingReport, layer_by_layer
-from halfstep.ptq.moments import moments
+from halfstep.ptq.moments import Problem, by_groups, columns_first, moments
 from halfstep.ptq.streams import Layer
 from halfstep.quant.bias import widen_for_bias
 from halfstep.quant.rounding import lattice
-
-_TINY = 1e-30
 
 
 def round_weights(
@@ -59,45 +57,32 @@ def round_weights(
 def _round(model: QuantizedModel, layer: Layer, samples: int, rounds: int) -> RoundedLayer:
     unit = layer.unit
     assert unit.weight is not None
-    quantizer = model.quantizer(model.units.sites[unit.weight])
-    weight = model.parameter_of(unit.weight)
+    quantizer = model.quantizer(model.weight_site(unit))
+    weight = model.parameter_of(unit.weight).detach().cpu().clone()
     found = moments(unit, layer.inputs(), samples)
     found = found if unit.bias is not None else found.with_means()
-    groups = len(found.gram)
-    original = weight.detach().cpu().double().reshape(groups, len(weight) // groups, -1)
-    target, gram = columns_first(found.target(original)), found.gram.numpy().astype(np.float32)
-    grid, spec = quantizer.grid(), quantizer.spec
-    before = grid.dequantize(grid.quantize(weight.detach().cpu().numpy()))
-    values, new_grid = fit(target, gram, grid, spec, rounds)
-    rows = torch.from_numpy(np.ascontiguousarray(values.transpose(0, 2, 1)))
-    with torch.no_grad():
-        weight.copy_(rows.reshape(weight.shape))
-        if unit.bias is not None:
-            bias = model.parameter_of(unit.bias)
-            bias += found.shift(original, rows.double()).reshape(bias.shape).to(bias)
-            source = model.quantizer(model.units.sites[unit.inputs[0]]).grid()
-            new_grid = widen_for_bias(
-                new_grid, bias.detach().cpu().numpy(), source, model.bias_type(unit), spec.pow2
-            )
-    quantizer.set_grid(new_grid)
-    tried = (np.zeros_like(target), columns_first(torch.from_numpy(before), groups), values)
-    power, nearest, error = (
-        float(lattice.squared_error(target, value, gram).sum()) for value in tried
-    )
-    return RoundedLayer(unit.name, nearest / max(power, _TINY), error / max(power, _TINY))
-
-
-def columns_first(weight: Tensor, groups: int | None = None) -> lattice.Array:
-    """(groups, rows, columns), or a weight as the layer has it, as (groups, columns, rows)."""
-    if groups is not None:
-        weight = weight.reshape(groups, len(weight) // groups, -1)
-    return np.ascontiguousarray(weight.mT.numpy(), np.float32)
+    problem = Problem.of(weight, found)
+    old = quantizer.grid()
+    values, grid = fit(problem, old, quantizer.spec, rounds)
+    rounded = torch.from_numpy(np.ascontiguousarray(values.transpose(0, 2, 1)))
+    set_value(model.module, unit.weight, rounded.reshape(weight.shape))
+    if unit.bias is not None:
+        bias = model.parameter_of(unit.bias).detach()
+        shift = found.shift(by_groups(weight.double(), problem.groups), rounded.double())
+        set_value(model.module, unit.bias, bias + shift.reshape(bias.shape).to(bias))
+        source = model.quantizer(model.units.sites[unit.inputs[0]]).grid()
+        shifted = model.parameter_of(unit.bias).detach().cpu().numpy()
+        grid = widen_for_bias(grid, shifted, source, model.bias_type(unit), quantizer.spec.pow2)
+    quantizer.set_grid(grid)
+    nearest = columns_first(torch.from_numpy(old.nearest(weight.numpy())), problem.groups)
+    return RoundedLayer(unit.name, problem.error(nearest), problem.error(values))
 
 
 def fit(
-    target: lattice.Array, gram: lattice.Array, grid: Affine, spec: QuantSpec, rounds: int
+    problem: Problem, grid: Affine, spec: QuantSpec, rounds: int
 ) -> tuple[lattice.Array, Affine]:
-    """Weights on a grid, of the shape of ``target``, and the grid."""
+    """Weights on a grid, (groups, columns, rows), and the grid."""
+    target, gram = problem.target, problem.gram
     codes = lattice.Codes(spec.qtype.qmin, spec.qtype.qmax)
     shape = (len(target), 1, target.shape[2])
     if spec.pow2:

@@ -12,16 +12,13 @@ Candidates are shares of the range of a row, 0.3 to 1 in steps of 0.05; AIMET ha
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from halfstep.core.grid import Affine
 from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
 from halfstep.ptq.layerwise import RoundedLayer, RoundingReport, layer_by_layer
-from halfstep.ptq.moments import moments
-from halfstep.ptq.round_weights import columns_first
+from halfstep.ptq.moments import Problem, columns_first, moments
 from halfstep.ptq.streams import Layer
 from halfstep.quant.rounding import lattice
 
@@ -47,28 +44,20 @@ def sequential_mse(
 def _search(model: QuantizedModel, layer: Layer, samples: int) -> RoundedLayer | str:
     unit = layer.unit
     assert unit.weight is not None
-    quantizer = model.quantizer(model.units.sites[unit.weight])
+    quantizer = model.quantizer(model.weight_site(unit))
     if quantizer.spec.pow2:
         return "its scale is a power of two"
-    found = moments(unit, layer.inputs(), samples).with_means()
     weight = model.parameter_of(unit.weight).detach().cpu()
-    groups = len(found.gram)
-    by_group = weight.double().reshape(groups, len(weight) // groups, -1)
-    target, gram = columns_first(found.target(by_group)), found.gram.numpy().astype(np.float32)
+    problem = Problem.of(weight, moments(unit, layer.inputs(), samples).with_means())
     old = quantizer.grid()
     codes = lattice.Codes(old.qtype.qmin, old.qtype.qmax)
-    scale = lattice.searched_scale(target, gram, codes, quantizer.spec.axis is not None)
+    per_row = quantizer.spec.axis is not None
+    scale = lattice.searched_scale(problem.target, problem.gram, codes, per_row)
     new = Affine(old.qtype, scale.reshape(old.scale.shape), old.zero_point, old.axis)
-    power = float(lattice.squared_error(target, np.zeros_like(target), gram).sum())
     before, after = (
-        float(lattice.squared_error(target, columns_first(values, len(gram)), gram).sum())
-        for values in (_rounded(weight, old), _rounded(weight, new))
+        problem.error(columns_first(torch.from_numpy(g.nearest(weight.numpy())), problem.groups))
+        for g in (old, new)
     )
     if after < before:
         quantizer.set_grid(new)
-    power = max(power, float(np.finfo(np.float32).tiny))
-    return RoundedLayer(unit.name, before / power, min(before, after) / power)
-
-
-def _rounded(weight: Tensor, grid: Affine) -> Tensor:
-    return torch.from_numpy(grid.dequantize(grid.quantize(weight.numpy())))
+    return RoundedLayer(unit.name, before, min(before, after))

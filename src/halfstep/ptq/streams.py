@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from halfstep.core.grid import Affine
 from halfstep.data import batches
 from halfstep.errors import CalibrationError
 from halfstep.graph.insert import QuantizedModel, check_batch
 from halfstep.graph.match import Unit
-from halfstep.graph.placement import is_weighted
 from halfstep.graph.slices import Segment, segments, sliced
 from halfstep.progress import Progress, silent
-from halfstep.quant.quantizer import Quantizer
 
 Values = tuple[Tensor, ...]
 LIVE_BYTES = 256 << 20
@@ -73,6 +72,7 @@ class Streams:
         self.model = model
         self.progress = progress
         self._by_name = {node.name: node for node in model.module.graph.nodes}
+        self._calls = model.calls()
         given: list[Values] = []
         for index, (inputs, _) in enumerate(batches(data, model.graph.inputs, torch.as_tensor)):
             check_batch(model.graph, inputs, index)
@@ -82,23 +82,14 @@ class Streams:
         self._segments = segments(model.units, model.graph.module.graph, largest)
         self._live: tuple[fx.Node, ...] = self._segments[0].live
         self._float: list[Values] = given
-        self._codes: list[Values] = []
-        self._quantize_inputs()
+        raw = tuple(self._by_name[node.name] for node in self._live)
+        self._codes: list[Values] = list(given)
+        self._grids: tuple[Affine | None, ...] = (None,) * len(raw)
+        self._requantize(raw, self._live)
 
     def layers(self) -> Iterator[Layer]:
         """Every unit with a quantized weight, in order of execution."""
-        executions = self.model.plan.executions
-        weighted = [unit for unit in self.model.units.units if is_weighted(unit, executions)]
-        return (self._at(unit) for unit in self.progress(weighted, "layers"))
-
-    def blocks(self) -> Iterator[tuple[Segment, tuple[fx.Node, ...]]]:
-        """Every segment with the values that it hands on; all units of it can be changed."""
-        outputs = next(node for node in self.model.graph.module.graph.nodes if node.op == "output")
-        for index, segment in enumerate(self.progress(self._segments, "blocks")):
-            self._advance(segment)
-            last = index + 1 == len(self._segments)
-            ends = outputs.all_input_nodes if last else self._segments[index + 1].live
-            yield segment, tuple(ends)
+        return (self._at(unit) for unit in self.progress(self.model.weighted_units(), "layers"))
 
     def values(self, node: fx.Node, *, rounded: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch, the value of a node behind the cut in both models.
@@ -111,11 +102,6 @@ class Streams:
         with torch.inference_mode():
             for exact, codes in zip(self._float, self._codes, strict=True):
                 yield mine(*exact)[0], other(*self._dequantized(codes))[0]
-
-    def live(self) -> Iterator[tuple[Values, Values]]:
-        """For each batch, the values at the cut in both models."""
-        for exact, codes in zip(self._float, self._codes, strict=True):
-            yield exact, self._dequantized(codes)
 
     def quantized(self, nodes: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
         """The nodes of the quantized graph that hold the values of ``nodes``, on their grids."""
@@ -132,57 +118,48 @@ class Streams:
         if segment.live == self._live:
             return
         mine = sliced(self.model.graph.module, self._live, segment.live)
-        theirs = self.quantized(segment.live)
-        other = sliced(self.model.module, self.quantized(self._live), theirs)
+        self._requantize(self.quantized(self._live), segment.live)
         with torch.inference_mode():
             for index, exact in enumerate(self._float):
-                real = other(*self._dequantized(self._codes[index]))
                 self._float[index] = mine(*exact)
-                self._codes[index] = self._coded(theirs, real)
         self._live = segment.live
 
-    def _quantize_inputs(self) -> None:
-        theirs = self.quantized(self._live)
-        raw = tuple(self._by_name[node.name] for node in self._live)
-        run = sliced(self.model.module, raw, theirs)
+    def _requantize(self, start: tuple[fx.Node, ...], live: tuple[fx.Node, ...]) -> None:
+        """Run the quantized model from the nodes ``start``, whose values are kept, to ``live``."""
+        theirs = self.quantized(live)
+        run = sliced(self.model.module, start, theirs)
+        grids = tuple(self._grid(node) for node in theirs)
         with torch.inference_mode():
-            self._codes = [self._coded(theirs, run(*inputs)) for inputs in self._float]
+            for index, codes in enumerate(self._codes):
+                real = run(*self._dequantized(codes))
+                self._codes[index] = tuple(map(_coded, real, grids))
+        self._grids = grids
 
     def _behind_quantizer(self, node: fx.Node) -> fx.Node:
         users = list(node.users)
-        if len(users) == 1 and self._quantizer(users[0]) is not None:
-            return users[0]
-        return node
+        return users[0] if len(users) == 1 and users[0] in self._calls else node
 
-    def _quantizer(self, node: fx.Node) -> Quantizer | None:
-        if node.op != "call_module":
+    def _grid(self, node: fx.Node) -> Affine | None:
+        quantizer = self._calls.get(node)
+        if quantizer is None:
             return None
-        found = self.model.module.get_submodule(str(node.target))
-        return found if isinstance(found, Quantizer) else None
-
-    def _coded(self, nodes: tuple[fx.Node, ...], values: Values) -> Values:
-        """Codes of the values that are on a grid; the others as they are."""
-        return tuple(
-            value if quantizer is None else _codes(value, quantizer)
-            for value, quantizer in zip(values, map(self._quantizer, nodes), strict=True)
-        )
+        if not quantizer.enabled:
+            raise CalibrationError(f"{quantizer.site}: its quantizer is off; turn it on first")
+        return quantizer.grid()
 
     def _dequantized(self, values: Values) -> Values:
-        nodes = self.quantized(self._live)
-        return tuple(
-            value if quantizer is None else _real(value, quantizer)
-            for value, quantizer in zip(values, map(self._quantizer, nodes), strict=True)
-        )
+        return tuple(map(_real, values, self._grids))
 
 
-def _codes(real: Tensor, quantizer: Quantizer) -> Tensor:
-    if not quantizer.enabled:
-        raise CalibrationError(f"{quantizer.site}: its quantizer is off; turn it on first")
-    grid = quantizer.grid()
+def _coded(real: Tensor, grid: Affine | None) -> Tensor:
+    """The codes of a value that is on a grid; any other value as it is."""
+    if grid is None:
+        return real
     steps = torch.round(real / float(grid.scale)) + float(grid.zero_point)
     return steps.to(getattr(torch, grid.qtype.storage.name))
 
 
-def _real(codes: Tensor, quantizer: Quantizer) -> Tensor:
-    grid = quantizer.grid()
+def _real(codes: Tensor, grid: Affine | None) -> Tensor:
+    if grid is None:
+        return codes
     return (codes.float() - float(grid.zero_point)) * float(grid.scale)

@@ -30,7 +30,6 @@ from halfstep.graph.readers import shape_of
 from halfstep.search.bit_costs import BitCosts
 from halfstep.search.candidates import Grids, widths, with_bits
 from halfstep.search.integer_program import LIMITS, Pair, Problem, Product, solve
-from halfstep.search.states import activation_sites, weight_site, weight_sites
 
 FLOAT_BITS = 32
 Latencies = Mapping[str, Mapping[Pair, float]]
@@ -134,8 +133,8 @@ def uniform(model: QuantizedModel, weights: int, activations: int) -> Usage:
 
     Sites whose grid the kernel dictates keep their own.
     """
-    costs = {site: {weights: 0.0} for site in weight_sites(model)}
-    for site in activation_sites(model):
+    costs = {site: {weights: 0.0} for site in model.weight_sites()}
+    for site in model.activation_sites():
         (bits,) = widths(model.quantizer(site).spec, (activations,))
         costs[site] = {bits: 0.0}
     problem = problem_of(model, costs)
@@ -157,10 +156,10 @@ def problem_of(
         if model.plan.executions[unit.name] not in QUANTIZED:
             bops += unit.macs * FLOAT_BITS**2
             if weighted:
-                real[weight_site(model, unit)] = _n_weights(unit)
+                real[model.weight_site(unit)] = _n_weights(unit)
             continue
         if weighted:
-            counts[weight_site(model, unit)] = _n_weights(unit)
+            counts[model.weight_site(unit)] = _n_weights(unit)
         if weighted or unit.kind == "matmul":
             table = {} if latencies is None else latencies.get(unit.name, {})
             products.append(Product(unit.name, *_factors(model, unit), unit.macs, table))
@@ -175,7 +174,7 @@ def allocation(model: QuantizedModel, problem: Problem, bits: Mapping[str, int])
     plan = model.plan
     for site, width in bits.items():
         plan = plan.edit(site, qtype=with_bits(plan.specs[site], width).qtype)
-    weights = set(weight_sites(model))
+    weights = set(model.weight_sites())
     return Allocation(
         plan,
         {site: width for site, width in bits.items() if site in weights},
@@ -197,7 +196,7 @@ def _n_weights(unit: Unit) -> int:
 def _factors(model: QuantizedModel, unit: Unit) -> tuple[str, str]:
     """The quantizers of the two values that an operation multiplies."""
     left, *others = (model.site_quantizer[model.units.sites[node]] for node in unit.inputs)
-    return (left, others[0]) if others else (left, weight_site(model, unit))
+    return (left, others[0]) if others else (left, model.weight_site(unit))
 
 
 def _check_latencies(

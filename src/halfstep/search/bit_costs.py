@@ -19,7 +19,7 @@ from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
 from halfstep.search.candidates import Grids
 from halfstep.search.samples import Scores, stream
-from halfstep.search.states import activation_sites, only, weight_sites
+from halfstep.search.states import only
 from halfstep.search.walk import Branches
 
 SUMMABLE = ("kl", "mse")
@@ -103,6 +103,6 @@ def divided(
     model: QuantizedModel, measure: str, costs: Mapping[str, Mapping[int, float]]
 ) -> BitCosts:
     """Costs of all sites as those of weights and of activations."""
-    weights = {site: costs[site] for site in weight_sites(model)}
-    activations = {site: costs[site] for site in activation_sites(model)}
+    weights = {site: costs[site] for site in model.weight_sites()}
+    activations = {site: costs[site] for site in model.activation_sites()}
     return BitCosts(measure, weights, activations)

@@ -11,7 +11,6 @@ from halfstep.errors import PlanError
 from halfstep.graph.calibrate import Watched, grid_of, make_calibrator
 from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
-from halfstep.search.states import activation_sites, weight_site, weighted_units
 
 Bits = tuple[int, ...]
 Grids = Mapping[str, Mapping[int, Affine]]
@@ -44,9 +43,9 @@ def candidate_grids(
     target: Target = find("target", model.plan.target)
     _check(target, "weights", weight_bits, target.weight_bits)
     _check(target, "activations", activation_bits, target.activation_bits)
-    weights = {weight_site(model, unit): unit.weight for unit in weighted_units(model)}
+    weights = {model.weight_site(unit): unit.weight for unit in model.weighted_units()}
     grids: dict[str, dict[int, Affine]] = {}
-    for site in progress((*weights, *activation_sites(model)), "ranges"):
+    for site in progress((*weights, *model.activation_sites()), "ranges"):
         spec = model.quantizer(site).spec
         node = weights.get(site)
         grids[site] = {}

@@ -30,7 +30,7 @@ from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
 from halfstep.search.metrics import METRICS, Meter
 from halfstep.search.samples import Batch, kept
-from halfstep.search.states import activation_sites, applied
+from halfstep.search.states import applied
 from halfstep.search.walk import Branches
 
 FACTORS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)
@@ -108,7 +108,7 @@ def output_ranges(
     """
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
-    known = activation_sites(model)
+    known = model.activation_sites()
     for site in sites or ():
         if site not in known:
             raise unknown_name("quantizer of an activation", site, known)

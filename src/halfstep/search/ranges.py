@@ -30,7 +30,6 @@ from halfstep.graph.placement import WEIGHTED
 from halfstep.progress import Progress, silent
 from halfstep.search.samples import stream
 from halfstep.search.sqnr import Seen, side_by_side
-from halfstep.search.states import weight_site, weighted_units
 from halfstep.search.walk import Walk
 
 Array = NDArray[np.floating]
@@ -168,9 +167,9 @@ def range_health(
 def weight_health(model: QuantizedModel) -> tuple[RangeHealth, ...]:
     """Every quantized weight, in order of execution."""
     rows = {}
-    for unit in weighted_units(model):
+    for unit in model.weighted_units():
         assert unit.weight is not None
-        site = weight_site(model, unit)
+        site = model.weight_site(unit)
         grid = model.quantizer(site).grid()
         statistics = RangeStatistics()
         statistics.add(model.parameter_of(unit.weight).detach(), grid, WEIGHTED[unit.kind])

@@ -23,13 +23,9 @@ from halfstep.progress import Progress, silent
 from halfstep.search.metrics import METRICS
 from halfstep.search.samples import Scores, stream
 from halfstep.search.states import (
-    activation_sites,
     only,
     quantized_units,
     sites_of,
-    weight_site,
-    weight_sites,
-    weighted_units,
 )
 from halfstep.search.walk import Branches
 
@@ -128,7 +124,7 @@ def sensitivity(
         UnknownNameError: of the metric.
     """
     names = {unit.name: unit.kind for unit in quantized_units(model)}
-    weights = {unit.name: {weight_site(model, unit)} for unit in weighted_units(model)}
+    weights = {unit.name: {model.weight_site(unit)} for unit in model.weighted_units()}
     alone = {name: sites_of(model, {name}) for name in names}
     variants = {(ALONE, name): sites for name, sites in alone.items()}
     if parts:
@@ -148,7 +144,7 @@ def quantizer_sensitivity(
     progress: Progress = silent,
 ) -> SensitivityReport:
     """The same for each quantizer: of a weight, or of an activation and all that share its grid."""
-    weights = set(weight_sites(model))
+    weights = set(model.weight_sites())
     names = {q.site: "weight" if q.site in weights else "activation" for q in model.quantizers()}
     variants = {(ALONE, site): frozenset({site}) for site in names}
     if complement:
@@ -165,7 +161,7 @@ def _measured(
     progress: Progress,
 ) -> SensitivityReport:
     """Run every variant, a set of sites whose quantizers are on, and collect the rows."""
-    weights, activations = weight_sites(model), activation_sites(model)
+    weights, activations = model.weight_sites(), model.activation_sites()
     totals = {(WEIGHT, ""): weights, (ACTIVATIONS, ""): activations}
     totals[ALONE, ""] = (*weights, *activations)
     from_float = {k: dict.fromkeys(v, True) for k, v in totals.items()}

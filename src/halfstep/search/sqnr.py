@@ -24,7 +24,7 @@ from halfstep.progress import Progress, silent
 from halfstep.quant.quantizer import Quantizer
 from halfstep.search.metrics import decibels
 from halfstep.search.samples import stream
-from halfstep.search.states import applied, weight_site, weight_sites, weighted_units
+from halfstep.search.states import applied
 from halfstep.search.walk import Inputs, Walk
 
 
@@ -97,8 +97,8 @@ def sqnr(model: QuantizedModel, data: Iterable[Any], *, progress: Progress = sil
 def weight_noise(model: QuantizedModel) -> tuple[SiteNoise, ...]:
     """The noise of every quantized weight, in order of execution."""
     rows = {}
-    for unit in weighted_units(model):
-        site = weight_site(model, unit)
+    for unit in model.weighted_units():
+        site = model.weight_site(unit)
         assert unit.weight is not None
         weight = model.parameter_of(unit.weight).detach()
         with torch.no_grad():
@@ -110,7 +110,7 @@ def weight_noise(model: QuantizedModel) -> tuple[SiteNoise, ...]:
 
 def side_by_side(walk: Walk, inputs: Inputs, *visitors: Callable[[Seen], None]) -> None:
     """Take a batch through both models; show every activation and constant to ``visitors``."""
-    weights = set(weight_sites(walk.model))
+    weights = set(walk.model.weight_sites())
     everything = {quantizer.site: True for quantizer in walk.quantizers.values()}
     with torch.inference_mode(), applied(walk.model, everything):
         real, total = walk.begin(inputs), walk.begin(inputs)

@@ -11,7 +11,7 @@ from halfstep.core.grid import Affine
 from halfstep.core.spec import QuantSpec
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.match import Unit
-from halfstep.graph.placement import QUANTIZED, is_weighted, quantized_values
+from halfstep.graph.placement import QUANTIZED, quantized_values
 from halfstep.quant.bias import BiasQuantizer
 from halfstep.quant.quantizer import Quantizer
 
@@ -59,32 +59,9 @@ def _restored(quantizer: Quantizer) -> Iterator[None]:
         quantizer.load_state_dict(values)
 
 
-def weight_sites(model: QuantizedModel) -> tuple[str, ...]:
-    """The sites of all quantized weights, in order of execution."""
-    return tuple(dict.fromkeys(weight_site(model, unit) for unit in weighted_units(model)))
-
-
-def activation_sites(model: QuantizedModel) -> tuple[str, ...]:
-    """The sites of all quantizers of activations and constants, one for each shared grid."""
-    weights = set(weight_sites(model))
-    return tuple(q.site for q in model.quantizers() if q.site not in weights)
-
-
-def weighted_units(model: QuantizedModel) -> tuple[Unit, ...]:
-    """The units with a quantized weight, in order of execution."""
-    executions = model.plan.executions
-    return tuple(unit for unit in model.units.units if is_weighted(unit, executions))
-
-
 def quantized_units(model: QuantizedModel) -> tuple[Unit, ...]:
     """The units that compute on codes, copies aside: those that could stay in float instead."""
     return tuple(u for u in model.units.units if model.plan.executions[u.name] in QUANTIZED)
-
-
-def weight_site(model: QuantizedModel, unit: Unit) -> str:
-    """The site of a unit's weight; units that share a weight have the same."""
-    assert unit.weight is not None
-    return model.units.sites[unit.weight]
 
 
 def sites_of(model: QuantizedModel, units: Collection[str]) -> frozenset[str]:
@@ -101,7 +78,7 @@ def sites_of(model: QuantizedModel, units: Collection[str]) -> frozenset[str]:
     values = quantized_values(model.units, executions)
     sites = {model.site_quantizer[model.units.sites[node]] for node in values}
     return frozenset(
-        sites | {weight_site(model, u) for u in weighted_units(model) if u.name in units}
+        sites | {model.weight_site(u) for u in model.weighted_units() if u.name in units}
     )
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 from halfstep.graph.batchnorm import value_of
 from halfstep.graph.insert import QuantizedModel
-from halfstep.quant.quantizer import Quantizer
 from halfstep.search.states import State, applied
 
 Live = dict[fx.Node, Any]
@@ -39,7 +38,7 @@ class Walk:
             for node in self.nodes
             if node.op == "call_module"
         }
-        self.quantizers = {n: m for n, m in self._modules.items() if isinstance(m, Quantizer)}
+        self.quantizers = model.calls()
         # A weight that two layers read has one quantizer, which is called for each of them.
         first = {self.source(node): node for node in reversed(self.quantizers)}
         self._values = set(first.values())
