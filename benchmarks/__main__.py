@@ -3,7 +3,7 @@
     python -m benchmarks --shared FOLDER [SECTION ...]
 
 FOLDER holds ``resnet20_cifar10.safetensors`` and ``imagenet500/``. The figures of each section
-are kept in ``benchmarks/.work/results.json``, so that one can be measured again alone; the page is
+are kept in ``benchmarks/results.json``, so that one can be measured again alone; the page is
 written after each.
 """
 
@@ -63,7 +63,7 @@ def main() -> None:
         parser.error(f"unknown section {', '.join(sorted(unknown))}; known: {', '.join(SECTIONS)}")
     if not (asked.shared / "imagenet500").is_dir():
         parser.error(f"--shared {asked.shared}: it has no folder imagenet500")
-    store = WORK / "results.json"
+    store = REPOSITORY / "benchmarks" / "results.json"
     WORK.mkdir(parents=True, exist_ok=True)
     results = json.loads(store.read_text()) if store.exists() else {}
     for name in asked.sections or SECTIONS:
