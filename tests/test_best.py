@@ -91,9 +91,12 @@ def test_a_damaged_outcome_is_made_again(tmp_path: Path) -> None:
     choices = {"recipe": "best", "max_drop": 0.2, "cache": str(tmp_path)}
     hs.quantize(module, labelled(module), **choices)  # type: ignore[arg-type]
     (stored,) = tmp_path.iterdir()
-    stored.write_bytes(stored.read_bytes()[:1000])
-    again = hs.quantize(module, labelled(module), **choices)  # type: ignore[arg-type]
-    assert "from" not in records(again)["minmax"]
+    whole = stored.read_bytes()
+    for size in (0, 1000, len(whole) - 1000):
+        stored.write_bytes(whole[:size])
+        again = hs.quantize(module, labelled(module), **choices)  # type: ignore[arg-type]
+        assert "from" not in records(again)["minmax"]
+        assert len(stored.read_bytes()) == len(whole)
     assert "from" in records(hs.quantize(module, labelled(module), **choices))["minmax"]  # type: ignore[arg-type]
 
 
@@ -103,6 +106,33 @@ def test_other_weights_do_not_find_the_outcome(tmp_path: Path) -> None:
         hs.quantize(module, labelled(module), recipe="best", max_drop=1.0, cache=str(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
     assert Trials.__doc__
+
+
+def test_another_network_of_the_same_weights_does_not_find_the_outcome(tmp_path: Path) -> None:
+    class Negated(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module, sign: float) -> None:
+            super().__init__()
+            self.inner, self.sign = inner, sign
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) * self.sign  # type: ignore[no-any-return]
+
+    data = labelled(classifier())
+    for sign in (2.0, -2.0):
+        module = Negated(classifier(), sign).eval()
+        hs.quantize(module, data, recipe="best", max_drop=1.0, cache=str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_partial_outcome_is_that_of_its_drop(tmp_path: Path) -> None:
+    module = classifier()
+    for max_drop in (0.0, 0.01):
+        hs.quantize(
+            module, labelled(module), recipe="best", weights="int2", max_drop=max_drop,
+            cache=str(tmp_path),
+        )  # fmt: skip
+    kept = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
+    assert kept.count("partial") == 2 and kept.count("rounded") == 1
 
 
 def test_without_labels_the_float_model_is_right() -> None:

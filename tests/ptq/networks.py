@@ -48,3 +48,13 @@ def settled(module: nn.Module, shape: tuple[int, ...], samples: int = 256) -> nn
         norm.train()
     module(normal(samples, *shape, seed=3))
     return module.eval()
+
+
+def output_ranges(parts: Tensor) -> Tensor:
+    """The largest absolute weight of each output channel, (O,)."""
+    return parts.abs().flatten(3).amax((2, 3)).flatten()
+
+
+def input_ranges(parts: Tensor) -> Tensor:
+    """The largest absolute weight of each input channel, (I,)."""
+    return parts.abs().flatten(3).amax((1, 3)).flatten()

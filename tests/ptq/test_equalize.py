@@ -19,13 +19,14 @@ from halfstep.graph.batchnorm import value_of
 from halfstep.graph.edit import weighted_nodes
 from halfstep.graph.ops import describe
 from halfstep.graph.slices import sliced
-from halfstep.ptq.blocks import blocks, input_ranges, output_ranges
+from halfstep.ptq.blocks import blocks
 from halfstep.ptq.channel_statistics import channel_statistics
 from halfstep.ptq.equalize import equalize
 from halfstep.ptq.pairs import find_pairs
 from tests.broken import ptq as broken
 from tests.models import Call, normal, seeded
 from tests.pipeline import lowered, normal_inputs
+from tests.ptq.networks import input_ranges, output_ranges
 
 IMAGE = (4, 8, 8)
 

@@ -99,7 +99,9 @@ def test_layers_are_skipped_in_the_order_of_their_sensitivity():
 
 def test_what_the_metric_holds_without_is_quantized_again():
     model, data = fragile()
-    found = partially_quantize(model, data, order=["first", "second"])
+    found = partially_quantize(
+        model, data, order={"first": "the first reason", "second": "the second reason"}
+    )
     assert list(found.skipped) == ["second"]
     assert [step.skipped for step in found.curve] == [
         (),
@@ -107,7 +109,7 @@ def test_what_the_metric_holds_without_is_quantized_again():
         ("first", "second"),
         ("second",),
     ]
-    assert found.skipped["second"] == "number 2 of the order that was given"
+    assert found.skipped["second"] == "the second reason"
 
 
 def test_an_order_that_is_not_enough_says_what_was_reached():
@@ -115,7 +117,7 @@ def test_an_order_that_is_not_enough_says_what_was_reached():
     with pytest.raises(
         PlanError, match=r"accuracy: .*% with all 1 operations of the order in float"
     ):
-        partially_quantize(model, data, order=["first"])
+        partially_quantize(model, data, order={"first": "asked for"})
 
 
 def test_a_larger_share_needs_fewer_layers():
@@ -135,7 +137,7 @@ def test_clear_errors():
     ):
         partially_quantize(model, batches(), metric="sqnr")
     with pytest.raises(UnknownNameError, match="unknown quantized operation 'cnv': did you mean"):
-        partially_quantize(model, batches(), order=["cnv"])
+        partially_quantize(model, batches(), order={"cnv": "asked for"})
     with pytest.raises(DataError, match="the data has no batch"):
         partially_quantize(model, [])
     with pytest.raises(DataError, match="accuracy: asked for one class index a sample"):

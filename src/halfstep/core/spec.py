@@ -8,6 +8,9 @@ from typing import Any
 from halfstep.core.qtype import QType
 from halfstep.errors import PlanError
 
+DICTATED = frozenset({"unit_interval"})
+"""Calibrators of grids that a runtime's kernel dictates, whatever the values are."""
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -45,6 +48,11 @@ class QuantSpec:
                 "the values that one index of an axis has; name the axis"
             )
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    @property
+    def dictated(self) -> bool:
+        """Whether the kernel dictates the grid, so that nothing else may choose it."""
+        return self.calibrator in DICTATED
 
     def with_(self, **changes: Any) -> "QuantSpec":
         """A copy with other fields; ``qtype`` may be given by name."""

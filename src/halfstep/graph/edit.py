@@ -36,6 +36,14 @@ def layer_names(graph: Graph) -> dict[fx.Node, str]:
     return {unit.head: unit.name for unit in units}
 
 
+def is_shared(node: fx.Node | None) -> bool:
+    """Whether a parameter has more readers than one, under one or several nodes."""
+    if node is None:
+        return False
+    same = (n for n in node.graph.nodes if n.op == "get_attr" and n.target == node.target)
+    return sum(len(n.users) for n in same) > 1
+
+
 def set_value(module: nn.Module, node: fx.Node, value: Tensor) -> None:
     """Overwrite the parameter that ``node`` reads; all of its readers see the new one."""
     with torch.no_grad():

@@ -25,16 +25,6 @@ def blocks(kind: str, attrs: Mapping[str, Any], weight: Tensor) -> Tensor:
     return grouped.transpose(1, 2) if kind == "conv_transpose" else grouped
 
 
-def output_ranges(parts: Tensor) -> Tensor:
-    """The largest absolute weight of each output channel, (O,)."""
-    return parts.abs().flatten(3).amax((2, 3)).flatten()
-
-
-def input_ranges(parts: Tensor) -> Tensor:
-    """The largest absolute weight of each input channel, (I,)."""
-    return parts.abs().flatten(3).amax((1, 3)).flatten()
-
-
 def along_outputs(values: Tensor, parts: Tensor) -> Tensor:
     """Values of output channels, (O,), so that they broadcast over ``parts``."""
     return values.reshape(*parts.shape[:2], 1, *[1] * (parts.ndim - 3))

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from halfstep.graph.batchnorm import value_of
 from halfstep.graph.capture import Graph
-from halfstep.graph.edit import set_value
+from halfstep.graph.edit import is_shared, set_value
 from halfstep.graph.match import owner, readers_of, see_through
 from halfstep.graph.ops import describe, is_computation
 from halfstep.graph.placement import WEIGHTED
@@ -80,12 +80,6 @@ def divide(graph: Graph, parts: list[Division]) -> None:
 def name_of(node: fx.Node) -> str:
     """The module that a node comes from, for messages."""
     return owner(node) or node.name
-
-
-def is_shared(parameter: fx.Node) -> bool:
-    """Whether anything but its one reader would see a change of a parameter."""
-    same = [n for n in parameter.graph.nodes if n.op == "get_attr" and n.target == parameter.target]
-    return len(same) > 1 or len(parameter.users) > 1
 
 
 def _above(node: fx.Node, source: fx.Node, factor: Tensor) -> list[Division]:

@@ -23,12 +23,12 @@ from torch import Tensor, fx
 from halfstep.graph.batchnorm import value_of
 from halfstep.graph.calibrate import keep_biases_small
 from halfstep.graph.capture import Graph
-from halfstep.graph.edit import set_value
+from halfstep.graph.edit import is_shared, set_value
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.match import Unit
 from halfstep.ptq.blocks import blocks, of_constant
 from halfstep.ptq.channel_statistics import channel_statistics
-from halfstep.ptq.pairs import Refusal, is_shared
+from halfstep.ptq.pairs import Refusal
 
 
 @dataclass(frozen=True, eq=False)

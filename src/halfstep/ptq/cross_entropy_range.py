@@ -26,6 +26,8 @@ from halfstep.data import batches
 from halfstep.errors import CalibrationError
 from halfstep.graph.insert import QuantizedModel, check_batch
 from halfstep.graph.match import see_through
+from halfstep.quant.functional import fake_quantize
+from halfstep.quant.quantizer import as_tensor
 
 FACTORS = tuple(share / 40 for share in range(40, 11, -1))
 """Shares of the smallest and of the largest logit that are tried as ends."""
@@ -72,12 +74,18 @@ def cross_entropy_range(model: QuantizedModel, data: Iterable[Any]) -> LogitRang
             check_batch(model.graph, inputs, index)
             found.append(model.graph.module(*inputs)[0])
     logits = torch.cat(found)
-    before = _cross_entropy(logits, quantizer.grid())
-    tried = {grid: _cross_entropy(logits, grid) for grid in _candidates(logits, quantizer.grid())}
+    decisions = torch.softmax(logits.double(), -1)
+
+    def loss(grid: Affine) -> float:
+        scale, zero_point = as_tensor(grid, logits)
+        rounded = fake_quantize(logits, scale, zero_point, grid.qtype.qmin, grid.qtype.qmax, None)
+        return float(F.cross_entropy(rounded.double(), decisions))
+
+    before = loss(quantizer.grid())
+    tried = {grid: loss(grid) for grid in _candidates(logits, quantizer.grid())}
     best = min(tried, key=lambda grid: tried[grid])
     if tried[best] < before:
         quantizer.set_grid(best)
-    decisions = torch.softmax(logits.double(), -1)
     entropy = float(-(decisions * torch.log_softmax(logits.double(), -1)).sum(-1).mean())
     return LogitRange(site, before, min(before, tried[best]), entropy)
 
@@ -100,10 +108,3 @@ def _candidates(logits: Tensor, old: Affine) -> list[Affine]:
     low, high = float(logits.min()), float(logits.max())
     ends = [(low * a, high * b) for a in FACTORS for b in FACTORS]
     return [Affine.from_range(np.asarray(a), np.asarray(b), old.qtype) for a, b in ends]
-
-
-def _cross_entropy(logits: Tensor, grid: Affine) -> float:
-    steps = (logits / float(grid.scale)).round() + float(grid.zero_point)
-    codes = steps.clamp(grid.qtype.qmin, grid.qtype.qmax)
-    rounded = (codes - float(grid.zero_point)) * float(grid.scale)
-    return float(F.cross_entropy(rounded.double(), torch.softmax(logits.double(), -1)))

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from halfstep.graph.capture import Graph
-from halfstep.graph.edit import layer_names, weighted_nodes
+from halfstep.graph.edit import is_shared, layer_names, weighted_nodes
 from halfstep.graph.ops import IDENTITIES, describe, is_computation
 from halfstep.graph.placement import WEIGHTED
 from halfstep.graph.readers import OpInfo, shape_of
@@ -98,14 +98,6 @@ def find_pairs(graph: Graph) -> tuple[tuple[Pair, ...], tuple[Refusal, ...]]:
         else:
             refusals.append(Refusal(names[node], found))
     return tuple(pairs), tuple(refusals)
-
-
-def is_shared(node: fx.Node | None) -> bool:
-    """Whether a parameter has more readers than one, under one or several nodes."""
-    if node is None:
-        return False
-    same = (n for n in node.graph.nodes if n.op == "get_attr" and n.target == node.target)
-    return sum(len(n.users) for n in same) > 1
 
 
 def _pair(head: fx.Node, names: Mapping[fx.Node, str]) -> Pair | str:

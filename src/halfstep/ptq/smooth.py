@@ -36,7 +36,7 @@ from halfstep.core.qtype import INT8_NARROW, UINT8, QType
 from halfstep.errors import CalibrationError
 from halfstep.graph.batchnorm import new_parameter, value_of
 from halfstep.graph.capture import Graph
-from halfstep.graph.edit import copied, set_value, weighted_nodes
+from halfstep.graph.edit import copied, is_shared, set_value, weighted_nodes
 from halfstep.graph.match import readers_of, see_through
 from halfstep.graph.ops import describe
 from halfstep.graph.rewriting import insert_call
@@ -46,7 +46,6 @@ from halfstep.ptq.channel_factors import (
     Refusal,
     divide,
     divisions,
-    is_shared,
     name_of,
 )
 from halfstep.ptq.influence import influences

@@ -172,7 +172,7 @@ def _trials(
         Trial("mse", 3, plan("mse"), ranges),
         Trial("corrected", 8, plan("mse"), corrected),
         Trial("rounded", 20, plan("mse"), rounded),
-        Trial("partial", 60, partial, rounded),
+        Trial("partial", 60, partial, rounded, depends_on=(max_drop,)),
     ]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from halfstep.errors import DataError, HalfstepError
@@ -38,12 +39,14 @@ class Trial:
         cost: its time, in forward passes of the float model over the calibration samples.
         plan: makes the plan of a graph.
         fit: calibrates, rounds, ... a prepared model in place.
+        depends_on: what it gives depends on, beside what all trials have in common.
     """
 
     name: str
     cost: float
     plan: Callable[[Graph], Plan]
     fit: Callable[[QuantizedModel], None]
+    depends_on: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +113,8 @@ class Trials:
         self, graph: Graph, judge: Judge, folder: Path | None, described: Iterable[Any]
     ) -> None:
         self.graph, self.judge, self.folder = graph, judge, folder
-        self._key = _digest([*graph.module.state_dict().values(), versions(), *described])
+        network = [graph.module.code, *graph.module.state_dict().values()]
+        self._key = _digest([*network, versions(), *described])
 
     def run(self, trial: Trial) -> Outcome:
         """Make a trial, unless its outcome is known."""
@@ -118,7 +122,7 @@ class Trials:
         if stored is not None and stored.is_file():
             try:
                 return self._loaded(trial, stored)
-            except (ValueError, KeyError, RuntimeError, HalfstepError):
+            except (SafetensorError, ValueError, KeyError, RuntimeError, HalfstepError):
                 pass  # damaged, or of an older form: it is made again and replaced
         model = prepare(self.graph, trial.plan(self.graph))
         trial.fit(model)
@@ -131,14 +135,14 @@ class Trials:
         return Outcome(trial.name, model, drop, cached=False)
 
     def _stored(self, trial: Trial) -> Path | None:
-        return self.folder and self.folder / f"{trial.name}-{self._key[:16]}.safetensors"
+        key = _digest([self._key, *trial.depends_on])
+        return self.folder and self.folder / f"{trial.name}-{key[:16]}.safetensors"
 
     def _loaded(self, trial: Trial, file: Path) -> Outcome:
-        content = file.read_bytes()
-        size = int.from_bytes(content[:8], "little")
-        notes = json.loads(content[8 : 8 + size])["__metadata__"]
+        with safe_open(file, "pt") as content:
+            notes = content.metadata() or {}
         model = prepare(self.graph, Plan.from_dict(json.loads(notes["plan"])))
-        model.module.load_state_dict(load(content))
+        model.module.load_state_dict(load_file(file))
         for quantizer in model.quantizers():
             quantizer.grid()  # raises where no grid was found
         drop = PairedDrop(confidence=self.judge.confidence, **json.loads(notes["drop"]))

@@ -14,7 +14,7 @@ metric with a layer alone quantized and gives the number of layers; it has no pr
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from halfstep.errors import unknown_name
@@ -165,12 +165,7 @@ def left_float(
     """
     if prices.metric not in SHARES:
         raise unknown_name("metric with shares", prices.metric, SHARES)
-    rows = {row.name: row for row in prices.ranked(by)}
-    found = partially_quantize(
-        model, data, metric=prices.metric, share=share, order=list(rows), progress=progress
+    order = {row.name: row.reason(prices.metric) for row in prices.ranked(by)}
+    return partially_quantize(
+        model, data, metric=prices.metric, share=share, order=order, progress=progress
     )
-    reasons = {name: rows[name].reason(prices.metric) for name in found.skipped}
-    plan = found.plan
-    for name, reason in reasons.items():
-        plan = plan.keep_float(name, reason)
-    return replace(found, plan=plan, skipped=reasons)

@@ -83,7 +83,7 @@ def partially_quantize(
     *,
     metric: str | None = None,
     share: float = 0.01,
-    order: Sequence[str] | None = None,
+    order: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> PartialQuantization:
     """Leave as few operations in float as keep the metric within ``share`` of the float model's.
@@ -94,8 +94,8 @@ def partially_quantize(
         metric: "accuracy", "agreement" or "cosine"; by default accuracy where there are labels,
             or else agreement with the float model.
         share: how much of the float model's metric may be lost.
-        order: names of operations, the first to be left in float first; by default the most
-            sensitive first. Operations that are not named stay quantized.
+        order: operations, the first to be left in float first, each with the reason that the plan
+            will give; by default the most sensitive first. Others stay quantized.
         progress: wraps the batches of the ranking, and the choices.
 
     Raises:
@@ -110,11 +110,9 @@ def partially_quantize(
     trial = _Trial(model, batches, metric)
     wanted = (1 - share) * trial.real
     value = trial.run(())
-    reasons: dict[str, str] = {}
+    reasons: Mapping[str, str] = {}
     if value < wanted:
-        reasons = (
-            _ordered(order) if order is not None else _ranked(model, batches, metric, progress)
-        )
+        reasons = _ranked(model, batches, metric, progress) if order is None else order
     skipped: tuple[str, ...] = ()
     for name in progress(reasons, "left in float"):
         if value >= wanted:
@@ -148,15 +146,11 @@ def share_metric(name: str | None, batches: Sequence[Batch]) -> str:
     return name
 
 
-def _check(model: QuantizedModel, order: Sequence[str]) -> None:
+def _check(model: QuantizedModel, order: Iterable[str]) -> None:
     known = [unit.name for unit in quantized_units(model)]
     for name in order:
         if name not in known:
             raise unknown_name("quantized operation", name, known)
-
-
-def _ordered(order: Sequence[str]) -> dict[str, str]:
-    return {name: f"number {i} of the order that was given" for i, name in enumerate(order, 1)}
 
 
 def _ranked(
