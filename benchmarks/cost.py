@@ -2,6 +2,9 @@
 
 import gc
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +21,44 @@ from halfstep.runtimes.ort import OnnxRuntimeModel
 NETWORK = "efficientnet_lite0"
 CALIBRATORS = ("minmax", "ema", "percentile", "entropy", "mse")
 BATCH = 16
+Row = dict[str, Any]
 IMAGES = 256
 
 
-def quantization(shared: Path, work: Path) -> list[dict[str, Any]]:
+def quantization(shared: Path, work: Path) -> list[Row]:
     """Capture to saved ONNX on 256 photos, as a multiple of the float forward pass over them."""
+    rows = [alone(measured, shared, work, name, IMAGES) for name in CALIBRATORS]
+    return [{"tool": "halfstep", **row} for row in rows]
+
+
+def scaling(shared: Path, work: Path) -> list[Row]:
+    """Calibration time and memory for growing numbers of photos."""
+    return [alone(measured, shared, work, "entropy", count) for count in (64, 128, 256, 500)]
+
+
+def alone(function: Callable[..., Row], *arguments: Any) -> Row:
+    """What ``function`` returns in a process of its own, whose memory nothing has touched yet."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measured(shared: Path, work: Path, calibrator: str, count: int) -> Row:
+    """One quantization, beside the faster of a forward pass in front of it and one behind it."""
     model = networks.build(NETWORK)
-    photos = images.imagenet(shared, work, batch=BATCH)[:IMAGES]
-    forward(model, photos[:BATCH])
+    photos = images.imagenet(shared, work, batch=BATCH)[:count]
     # What is loaded once, whatever is quantized: torch's tracer, the runtime, the exporter.
     quantize(model, photos[:BATCH], "minmax", work / "cost")
-    rows = []
-    for calibrator in CALIBRATORS:
-        baseline = forward(model, photos)
-        seconds, growth = quantize(model, photos, calibrator, work / "cost")
-        baseline = min(baseline, forward(model, photos))
-        rows.append(
-            {"tool": "halfstep", "method": calibrator, "images": IMAGES, "seconds": seconds}
-            | {"forward": baseline, "ratio": seconds / baseline, "megabytes": growth}
-        )
-    return rows
-
-
-def scaling(shared: Path, work: Path) -> list[dict[str, Any]]:
-    """Calibration time and memory for growing numbers of photos."""
-    model = networks.build(NETWORK)
-    rows = []
-    for count in (64, 128, 256):
-        photos = images.imagenet(shared, work, batch=BATCH)[:count]
-        seconds, growth = quantize(model, photos, "entropy", work / "cost")
-        rows.append({"images": count, "seconds": seconds, "megabytes": growth})
-    return rows
+    baseline = forward(model, photos)
+    seconds, growth = quantize(model, photos, calibrator, work / "cost")
+    baseline = min(baseline, forward(model, photos))
+    return {
+        "method": calibrator,
+        "images": count,
+        "seconds": seconds,
+        "forward": baseline,
+        "ratio": seconds / baseline,
+        "megabytes": growth,
+    }
 
 
 def forward(model: torch.nn.Module, photos: images.LabelledImages) -> float:

@@ -61,6 +61,51 @@ def test_layers_get_what_both_models_give_them(module: nn.Module, live_bytes: in
     assert seen == len([u for u in model.units.units if u.weight is not None])
 
 
+@pytest.mark.parametrize("live_bytes", [1, 3_000, 1 << 30])
+@pytest.mark.parametrize("dropout", [0.0, 0.5], ids=["plain", "dropout"])
+def test_layers_get_codes_where_float_operations_read_the_same_value(
+    live_bytes: int, dropout: float
+) -> None:
+    """The sum is float and reads what the layer norm made; the layers read its codes."""
+    module = _Normed(dropout)
+    data = [normal(6, 4, 8, seed=seed) for seed in (1, 2)]
+    graph = hs.capture(seeded(module), data[0])
+    plan = hs.make_plan(graph).keep_float("*add*").keep_float("*tanh*")
+    model = hs.prepare(graph, plan)
+    hs.calibrate(model, data)
+    recorded: dict[str, list[Tensor]] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def call_function(self, target, args, kwargs):  # type: ignore[no-untyped-def]
+            if target == torch.ops.aten.linear.default:
+                recorded.setdefault(args[1].shape[0], []).append(args[0])
+            return super().call_function(target, args, kwargs)
+
+    for batch in data:
+        Recorder(model.module).run(batch)
+    layers = list(Streams(model, data, live_bytes=live_bytes).layers())
+    assert len(layers) == len(recorded) == 3
+    for layer in Streams(model, data, live_bytes=live_bytes).layers():
+        width = model.parameter_of(layer.unit.weight).shape[0]  # type: ignore[arg-type]
+        for (x, z), wanted in zip(layer.inputs(), recorded[width], strict=True):
+            assert torch.equal(z, wanted)
+            assert not torch.equal(x, z)
+
+
+class _Normed(nn.Module):
+    """Layers of different widths behind a layer norm that residual additions read as well."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.LayerNorm(8), nn.Dropout(dropout)
+        self.up, self.down, self.last = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.norm(x))
+        x = self.dropout(self.norm(x + self.down(self.up(x).tanh())))
+        return self.last(x)
+
+
 def test_a_change_of_a_layer_is_seen_behind_it() -> None:
     model = calibrated(Residual())
     layers = Streams(model, DATA).layers()

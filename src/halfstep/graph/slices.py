@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from halfstep.graph.match import Units
+from halfstep.graph.match import Units, see_through
 from halfstep.graph.ops import is_computation
 from halfstep.graph.readers import shape_of
 
@@ -47,7 +47,9 @@ def sliced(
     made: dict[fx.Node, fx.Node] = {}
     for node in inputs:
         made[node] = graph.placeholder(node.name)
-    wanted = _between(set(inputs), outputs)
+        # A dropout is nothing: who asks for the value in front of it has it.
+        made.setdefault(see_through(node), made[node])
+    wanted = _between(set(made), outputs)
     batch: fx.Node | None = None
     for node in outputs[0].graph.nodes:
         if node not in wanted or node in made:

@@ -97,8 +97,11 @@ class Streams:
         ``rounded`` is whether the quantizer behind the node, if there is one, has seen it.
         """
         mine = sliced(self.model.graph.module, self._live, (node,))
-        theirs = self.quantized((node,)) if rounded else (self._by_name[node.name],)
-        other = sliced(self.model.module, self.quantized(self._live), theirs)
+        theirs = self._by_name[node.name]
+        if rounded:
+            # Other readers may take the value as it is, where a float operation made it.
+            theirs = next((user for user in theirs.users if user in self._calls), theirs)
+        other = sliced(self.model.module, self.quantized(self._live), (theirs,))
         with torch.inference_mode():
             for exact, codes in zip(self._float, self._codes, strict=True):
                 yield mine(*exact)[0], other(*self._dequantized(codes))[0]

@@ -100,16 +100,19 @@ class Walk:
     def differentiable(self, inputs: Inputs) -> tuple[dict[fx.Node, Tensor], Tensor]:
         """The same values, all at once, and the first output, which has gradients by all of them.
 
-        Weights, constants and inputs are copies: nothing of the model gets a gradient.
+        Activations are those behind the quantizers: what reads the float value has no part in the
+        gradients. Weights, constants and inputs are copies: nothing of the model gets a gradient.
         """
         sources = {self.source(node) for node in self.quantizers}
         live = self.begin(inputs)
         found: dict[fx.Node, Tensor] = {}
         with torch.enable_grad():
             for node in self.nodes:
-                if node in self._values:
-                    found[node] = live[self.source(node)]
+                if node in self._values and self.is_constant(node):
+                    found[node] = live[self.source(node)]  # whatever the number of calls on it
                 self.step(node, live, real=True)
+                if node in self._values and not self.is_constant(node):
+                    live[node] = found[node] = live[node].view_as(live[node])
                 if node in sources and node.op in ("placeholder", "get_attr"):
                     live[node] = live[node].detach().clone().requires_grad_()
         output: Tensor = live[self.nodes[-1]]
