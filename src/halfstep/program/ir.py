@@ -104,6 +104,8 @@ class IntProgram:
         tensors: every tensor by name, constants included.
         ops: in order of execution.
         accumulator_bits: bits of the sums of products, which no input may overflow.
+        pair_sum_bits: bits that a kernel may keep of the sum of two neighbouring products, which no
+            input may overflow either; ``None`` where products go straight to the accumulator.
     """
 
     target: str
@@ -112,6 +114,7 @@ class IntProgram:
     tensors: Mapping[str, Tensor]
     ops: tuple[Op, ...]
     accumulator_bits: int = 32
+    pair_sum_bits: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
