@@ -14,8 +14,10 @@ def code_ranges(program: IntProgram) -> Mapping[str, Range]:
     """The smallest and the largest code of each tensor of codes, over all inputs of the program."""
     ranges: dict[str, Range] = {}
     for name, tensor in program.tensors.items():
-        if tensor.grid is not None and tensor.data is not None and tensor.data.size:
-            ranges[name] = int(tensor.data.min()), int(tensor.data.max())
+        if tensor.grid is not None:
+            ranges[name] = tensor.grid.qtype.qmin, tensor.grid.qtype.qmax
+            if tensor.data is not None and tensor.data.size:
+                ranges[name] = int(tensor.data.min()), int(tensor.data.max())
     for op in program.ops:
         if program.tensors[op.output].grid is not None:
             ranges[op.output] = _made(program, op, ranges)
@@ -43,11 +45,7 @@ def _made(program: IntProgram, op: Op, ranges: Mapping[str, Range]) -> Range:
         return max(low, int(found.min())), min(high, int(found.max()))
     if op.execution is not Execution.COPY:
         return low, high
-    # The zero point as well: padding adds it.
-    zero = int(program.grid(op.output).zero_point)
-    sources = [ranges[name] for name in op.inputs if name in ranges]
-    sources += [(zero, zero)] if op.kind == "pad" else []
-    return (
-        int(np.clip(min(source[0] for source in sources), low, high)),
-        int(np.clip(max(source[1] for source in sources), low, high)),
-    )
+    ends = [end for name in op.inputs if name in ranges for end in ranges[name]]
+    if op.kind == "pad":
+        ends.append(int(program.grid(op.output).zero_point))
+    return int(np.clip(min(ends), low, high)), int(np.clip(max(ends), low, high))

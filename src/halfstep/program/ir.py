@@ -161,7 +161,10 @@ class IntProgram:
     def __str__(self) -> str:
         constants = [str(t) for t in self.tensors.values() if t.data is not None]
         head = f"program for {self.target}({', '.join(self.inputs)})"
-        lines = [f"{head} with {self.accumulator_bits}-bit accumulators", *constants]
+        sums = f"{self.accumulator_bits}-bit accumulators"
+        if self.pair_sum_bits is not None:
+            sums += f", {self.pair_sum_bits}-bit sums of two products"
+        lines = [f"{head} with {sums}", *constants]
         for op in self.ops:
             lines += [str(op), f"    : {self.tensors[op.output]}"]
         return "\n".join([*lines, f"return {', '.join(self.outputs)}"])

@@ -123,9 +123,9 @@ def prove_sums(program: IntProgram, accumulator: str = "int32") -> SumsProof:
     Example:
         print(halfstep.prove_sums(program, "int16_pairs"))
     """
-    if accumulator not in _ACCUMULATORS:
-        raise unknown_name("accumulator", accumulator, _ACCUMULATORS)
-    bits, adds, bounds = _ACCUMULATORS[accumulator]
+    if accumulator not in ACCUMULATORS:
+        raise unknown_name("accumulator", accumulator, ACCUMULATORS)
+    bits, adds, bounds = ACCUMULATORS[accumulator]
     ranges, limit = code_ranges(program), 1 << (bits - 1)
     found = []
     for op in program.ops:
@@ -161,7 +161,7 @@ def _partial_sums(program: IntProgram, op: Op, ranges: Mapping[str, Range]) -> B
 
 
 # By name: bits, which operations add in it, and the bounds of their sums.
-_ACCUMULATORS: Mapping[
+ACCUMULATORS: Mapping[
     str,
     tuple[
         int,
