@@ -201,7 +201,7 @@ def test_the_limit(accumulator: str, fits: IntProgram, overflows: IntProgram) ->
 
 def test_every_operation_with_sums_is_in_the_proof() -> None:
     program = product(UINT8, UINT8, inner=200)
-    (found,) = prove_sums(program).ops
+    (found,) = prove_sums(program, "int32").ops
     assert (found.lowest, found.highest) == (-200 * 255**2, 200 * 255**2)
     assert not prove_sums(program, "int24").safe
 
@@ -289,7 +289,7 @@ def test_the_report_names_channels() -> None:
             "0, 1, 2, 4, 5, 6, 7, 8 and 3 more"
         )
     )
-    assert str(prove_sums(program)) == (
+    assert str(prove_sums(program, "int32")) == (
         "int32: proven: the sums of all 1 operations fit -2147483648 to 2147483647, whatever the "
         "input\n  y: linear: sums from 0 to 129540"
     )

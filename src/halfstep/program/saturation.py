@@ -109,13 +109,13 @@ class SumsProof:
         return "\n".join([f"{self.accumulator}: {head}", *(f"  {op}" for op in self.ops)])
 
 
-def prove_sums(program: IntProgram, accumulator: str = "int32") -> SumsProof:
+def prove_sums(program: IntProgram, accumulator: str = "int16_pairs") -> SumsProof:
     """Bound every sum of products of ``program``, over all inputs.
 
     Args:
         program: from ``lower``.
-        accumulator: "int32"; "int24", as some NPUs and DSPs have it; or "int16_pairs", in which
-            x86 CPUs without VNNI add two products of uint8 and int8.
+        accumulator: "int16_pairs", in which x86 CPUs without VNNI add two products of uint8 and
+            int8; "int24", as some NPUs and DSPs have it; or "int32".
 
     Raises:
         UnknownNameError: no such accumulator.
