@@ -76,7 +76,15 @@ def test_only_unsafe_channels_change_and_the_report_counts_them() -> None:
     assert report.repaired == sum(len(op.unsafe) for op in unsafe.values())
     assert report.channels == sum(op.channels for op in unsafe.values())
     first = report.weights[0]
-    assert str(report).startswith(f"{report.repaired} of {report.channels} channels repaired\n  ")
+    means = [
+        np.average(
+            [getattr(w, side) for w in report.weights], weights=[w.repaired for w in report.weights]
+        )
+        for side in ("before", "after")
+    ]
+    assert report.error == f"{means[0]:.3g} -> {means[1]:.3g}"
+    head = f"{report.repaired} of {report.channels} channels repaired, squared error"
+    assert str(report).startswith(f"{head} {report.error}\n  ")
     assert f"stem:weight: {first.repaired} of 8 channels repaired, {first.rescaled} on" in str(
         report
     )
@@ -88,7 +96,7 @@ def test_a_second_repair_finds_nothing() -> None:
     program = hs.lower(model)
     report = hs.repair_pair_sums(model)
     assert not report.weights
-    assert str(report) == f"0 of {report.channels} channels repaired"
+    assert str(report) == f"0 of {report.channels} channels repaired, squared error 0 -> 0"
     assert str(hs.lower(model)) == str(program)
 
 
@@ -154,7 +162,7 @@ def test_quantize_repairs_last_and_says_so() -> None:
     verbs = [record.verb for record in result.journal.records]
     assert verbs[verbs.index("lower") - 1] == "pair sums"
     (record,) = [record for record in result.journal.records if record.verb == "pair sums"]
-    assert record.facts.keys() == {"channels", "rescaled", "clipped"}
+    assert record.facts.keys() == {"channels", "rescaled", "clipped", "squared error"}
     assert prove_sums(result.program, "int16_pairs").safe
 
 

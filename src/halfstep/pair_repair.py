@@ -76,11 +76,21 @@ class PairRepair:
         """How many channels were changed."""
         return sum(weight.repaired for weight in self.weights)
 
+    @property
+    def error(self) -> str:
+        """The squared error of the repaired channels, relative to their squares; the mean."""
+        if not self.weights:
+            return "0 -> 0"
+        counts = [weight.repaired for weight in self.weights]
+        before = np.average([weight.before for weight in self.weights], weights=counts)
+        after = np.average([weight.after for weight in self.weights], weights=counts)
+        return f"{before:.3g} -> {after:.3g}"
+
     def __repr__(self) -> str:
         return str(self)  # what a notebook shows
 
     def __str__(self) -> str:
-        head = f"{self.repaired} of {self.channels} channels repaired"
+        head = f"{self.repaired} of {self.channels} channels repaired, squared error {self.error}"
         return "\n".join([head, *(f"  {weight}" for weight in self.weights)])
 
 
@@ -125,6 +135,7 @@ def repair_facts(report: PairRepair) -> Mapping[str, str]:
         "channels": f"{report.repaired} of {report.channels}",
         "rescaled": str(sum(weight.rescaled for weight in report.weights)),
         "clipped": f"{sum(weight.clipped for weight in report.weights)} pairs",
+        "squared error": report.error,
     }
 
 
