@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import halfstep as hs
 from halfstep.core.execution import Execution
-from halfstep.core.qtype import INT8, UINT8
+from halfstep.core.qtype import INT8, INT8_NARROW, UINT8
+from halfstep.core.requant import ACCUMULATOR
 from halfstep.export.onnx_qdq import to_model
 from halfstep.lower import draft
 from halfstep.program import pairs
@@ -40,6 +41,7 @@ pytestmark = [
     pytest.mark.skipif(QEMU is None, reason=MISSING),
 ]
 
+GRIDS = {"x_grid": UINT8, "weight_grid": INT8_NARROW}
 SIGNED = {"session.qdqisint8allowed": "1"}
 EXACT_KERNELS = {"session.x64quantprecision": "1"}
 
@@ -76,7 +78,7 @@ def probe(
     for row, chosen in zip(weight, positions, strict=False):
         row[list(chosen)] = 127
     # The products of two inputs of 255, and what is left of them in int16, have codes far apart.
-    ends: dict[str, Any] = {"x_grid": grid(1, 0), "out_grid": grid(324, 1)}
+    ends = {name: grid(1, 0, qtype) for name, qtype in GRIDS.items()} | {"out_grid": grid(324, 1)}
     if kernel is None:
         return weighted("linear", (N, inputs), (N, channels), weight, **ends)
     ones = (1,) * len(kernel)
@@ -303,7 +305,7 @@ def full_range(kind: str, inputs: int, kernel: tuple[int, ...], groups: int = 1)
     rng = np.random.default_rng(inputs)
     weight = rng.integers(-127, 128, (24, inputs, *kernel))
     weight[::2] = np.clip(weight[::2], -64, 64)
-    ends: dict[str, Any] = {"x_grid": grid(1, 0), "out_grid": grid(260, 128)}
+    ends = {name: grid(1, 0, qtype) for name, qtype in GRIDS.items()} | {"out_grid": grid(260, 128)}
     weight = weight.astype(np.int8)
     if kind == "linear":
         return weighted("linear", (N, inputs), (N, 24), weight, **ends)
@@ -356,12 +358,17 @@ def test_the_worst_inputs_reach_the_bound_and_saturate(name: str, on_haswell: Re
     unsafe = ((sums < limits.min) | (sums > limits.max)).any(axis=0)
     assert found.unsafe == tuple(np.flatnonzero(unsafe))
     assert 0 < len(found.unsafe) < len(weight)
-    codes_of = np.rint(np.clip(sums, limits.min, limits.max) / np.float32(260)) + 128
+    kept, exact = (codes_of_sums(s) for s in (np.clip(sums, limits.min, limits.max), sums))
     (result,) = on_haswell[f"worst of {name}"]
     found_codes = result["y"].reshape(len(x), -1)
-    assert np.array_equal(found_codes, np.clip(codes_of, 0, 255))
-    exact = np.clip(np.rint(sums / np.float32(260)) + 128, 0, 255)
+    assert np.array_equal(found_codes, kept)
     assert np.array_equal((found_codes != exact).any(axis=0), unsafe)
+
+
+def codes_of_sums(sums: Array) -> Array:
+    """What a layer of ``FULL_RANGE`` makes of its accumulators."""
+    one = np.float32(1)
+    return np.clip(ACCUMULATOR["float"](sums, one, one, np.float32(260), 128), 0, 255)
 
 
 # Networks
