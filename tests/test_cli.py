@@ -131,6 +131,10 @@ def test_quantize_for_any_cpu_repairs(folder: Path) -> None:
     )
     assert found.exit_code == 0, found.output
     assert run("prove", out).exit_code == 0
+    test = ["--data", folder / "test.npz", *NORMALIZED, "--model", f"{folder}/net.py:tiny"]
+    again = run("verify", out, *test)
+    assert again.exit_code == 0, again.output
+    assert "MODEL with the saved grids gives another program" in again.output
 
 
 def test_quantize_prints_what_was_found(quantized: Result, folder: Path) -> None:

@@ -7,6 +7,7 @@ x86 CPUs with AVX2 and without VNNI, and is compared with the engine code by cod
 import itertools
 import platform
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from halfstep.program import pairs
 from halfstep.program.engine import Engine
 from halfstep.program.ir import IntProgram
 from halfstep.program.saturation import prove_sums
+from halfstep.runtimes import ort
 from halfstep.runtimes.ort import is_proven
 from tests.broken import saturation as broken
 from tests.encoders import TOKENS, WORDS, Encoder
@@ -445,3 +447,17 @@ def test_a_file_says_whether_its_sums_are_proven(programs: dict[str, IntProgram]
     small = replace(programs["blocks, repaired"], target="onnxruntime", pair_sum_bits=None)
     assert is_proven(to_model(small)), "a proof is a proof, whatever the target asks for"
     assert not is_proven(onnx.ModelProto())
+
+
+def test_only_files_without_a_proof_are_opened_with_exact_kernels(
+    programs: dict[str, IntProgram], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "has_vnni", lambda: False)
+    entry, file = "session.x64quantprecision", tmp_path / "model.onnx"
+    hs.export(programs["blocks, as it was"], file)
+    options = ort.OnnxRuntimeModel(file).session.get_session_options()
+    assert options.get_session_config_entry(entry) == "1"
+    hs.export(programs["blocks, repaired"], file)
+    options = ort.OnnxRuntimeModel(file).session.get_session_options()
+    with pytest.raises(RuntimeError, match=entry):
+        options.get_session_config_entry(entry)
