@@ -1,5 +1,6 @@
 """The repair of sums of pairs: only what is unsafe changes, at little cost, and lowering agrees."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from halfstep.core.target import Target
 from halfstep.errors import PlanError, ProgramError
 from halfstep.lower import draft
 from halfstep.program.saturation import prove_sums
+from halfstep.saved import model_stages, open_saved
 from halfstep.targets import onnxruntime_any
 from tests.models import Call, Residual, seeded
 from tests.pipeline import normal_inputs
@@ -164,6 +166,17 @@ def test_quantize_repairs_last_and_says_so() -> None:
     (record,) = [record for record in result.journal.records if record.verb == "pair sums"]
     assert record.facts.keys() == {"channels", "rescaled", "clipped", "squared error"}
     assert prove_sums(result.program, "int16_pairs").safe
+
+
+def test_a_saved_result_with_clipped_weights_is_verified_again(tmp_path: Path) -> None:
+    """The model itself, on the saved grids, would saturate: it is another program, and no error."""
+    result = hs.quantize(small(), BATCHES, target=ANY, verify_samples=8)
+    (record,) = [record for record in result.journal.records if record.verb == "pair sums"]
+    assert record.facts["clipped"] != "0 pairs"
+    result.save(tmp_path / "out")
+    saved = open_saved(tmp_path / "out")
+    assert model_stages(saved, small(), DATA(2, 0)).keys() == {"float"}
+    assert hs.verify(saved.program, saved.artifact, BATCHES).status is hs.Status.EXACT
 
 
 def test_trials_are_judged_repaired() -> None:

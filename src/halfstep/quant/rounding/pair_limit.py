@@ -15,7 +15,7 @@ from halfstep.quant.rounding.lattice import Codes
 
 Array = NDArray[np.float32]
 
-CANDIDATES = 17
+CANDIDATES = 33
 """Scales that are tried, evenly spaced up to the one on which no pair exceeds the limit."""
 
 
