@@ -347,6 +347,7 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
             "weights": _get("weights"),
             "top-1": _get("top1", "{:.2%}"),
             "channels repaired": _get("repaired"),
+            "squared error of their weights, relative": _get("error"),
             "milliseconds": _get("milliseconds", "{:.2f}"),
             "others on Haswell": _get("differ", "{:.2%}"),
         },

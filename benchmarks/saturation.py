@@ -36,16 +36,17 @@ def saturation(shared: Path, work: Path) -> list[dict[str, Any]]:
         files[name] = work / "saturation" / name.replace(" ", "_") / "model.onnx"
         result.save(files[name].parent)
         steps = {record.verb: record.facts for record in result.journal.records}
-        repaired[name] = steps.get("pair sums", {}).get("channels")
+        repaired[name] = steps.get("pair sums", {})
     top1 = {name: _top1(file, photos) for name, file in files.items()}
     x = next(iter(photos))[0][:EMULATED].numpy()
     milliseconds, differ = _milliseconds(files, x[:1]), _differ(files, x, work)
-    top1[EXACT], repaired[EXACT] = top1[FULL], None
+    top1[EXACT], repaired[EXACT] = top1[FULL], {}
     return [
         {
             "weights": name,
             "top1": top1[name],
-            "repaired": repaired[name],
+            "repaired": repaired[name].get("channels"),
+            "error": repaired[name].get("squared error"),
             "milliseconds": milliseconds[name],
             "differ": differ.get(name),
         }

@@ -80,7 +80,9 @@ def test_the_scale_is_the_best_of_those_tried() -> None:
     np.testing.assert_allclose(error, np.min(errors, axis=0), rtol=0.01)
     assert np.all(chosen <= scale * together / 128 * 1.001)
     clipped = limited(pairs / scale[:, None, None], INT8, 128)
-    assert np.all(error < squared_error(pairs, clipped, scale))
+    other = squared_error(pairs, clipped, scale)
+    assert np.array_equal(error < other, together > 128)
+    assert np.all(error <= other)
     halved = np.clip(np.rint(pairs / (2 * scale[:, None, None])), -64, 64)
     assert np.all(error < squared_error(pairs, halved, 2 * scale))
 
