@@ -14,7 +14,7 @@ help: ## list these targets
 demo: $(INSTALLED) ## quantize the example network and show the verdict
 	$(BIN)/halfstep demo
 
-test: $(INSTALLED) ## run every test
+test: $(INSTALLED) ## run every test; those of CPUs without VNNI need qemu-x86_64 (qemu-user)
 	$(PYTEST) -n 2
 
 check: $(INSTALLED) ## format, lint, types, import directions, line budget, examples of the docs

@@ -25,6 +25,7 @@ from benchmarks import (
     page,
     recipes,
     rounding,
+    saturation,
     transformers,
 )
 from halfstep.files import write_atomically
@@ -45,6 +46,7 @@ SECTIONS = {
     "rounding_layers": rounding.rounding_layers,
     "recipes": recipes.recipes,
     "transformers": transformers.transformers,
+    "saturation": saturation.saturation,
     "mixed_precision": mixed_precision.mixed_precision,
     "quantization": cost.quantization,
     "scaling": cost.scaling,

@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     # between the two
     "functions": frozenset({"core"}),
     "lower": PLAIN | {"core", "quant", "graph", "program", "functions"},
+    "pair_repair": PLAIN | {"core", "quant", "graph", "program", "lower"},
     "verify": PLAIN | {"core", "program", "runtimes", "data"},
     # on top
     "images": PLAIN,

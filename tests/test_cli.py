@@ -52,6 +52,7 @@ def breaks_off():
 def one_batch():
     return [torch.randn(4, 3, 8, 8)]
 """
+ANY = "onnxruntime_any"
 NORMALIZED = ["--mean", "0.5,0.4,0.3", "--std", "0.25"]
 SAVED_FILES = {
     "encodings.json",
@@ -108,6 +109,31 @@ def test_quantize_proves_and_saves(quantized: Result, folder: Path) -> None:
     verdict = json.loads((folder / "out" / "verdict.json").read_text())
     assert (verdict["status"], verdict["samples"]) == ("exact", 30)
     assert f"written to {folder / 'out'}: encodings.json, model.onnx" in quantized.output
+
+
+def test_prove_bounds_the_sums_of_a_saved_program(quantized: Result, folder: Path) -> None:
+    assert quantized.exit_code == 0, quantized.output
+    found = run("prove", folder / "out")
+    assert found.exit_code == 1
+    assert "int16_pairs: not proven: the sums of " in found.output
+    assert "channels may overflow: " in found.output
+    wide = run("prove", folder / "out", "--accumulator", "int24")
+    assert wide.exit_code == 0
+    assert "int24: proven: the sums of all 2 operations fit" in wide.output
+    assert run("prove", folder / "out", "--accumulator", "int12").exit_code == 2
+    assert run("prove", folder).exit_code == 2
+
+
+def test_quantize_for_any_cpu_repairs(folder: Path) -> None:
+    data, out = ["--data", folder / "data.npz", *NORMALIZED], folder / "any"
+    found = run(
+        "quantize", f"{folder}/net.py:tiny", *data, "--out", out, "--target", ANY, "--quiet"
+    )
+    assert found.exit_code == 0, found.output
+    assert run("prove", out).exit_code == 0
+    test = ["--data", folder / "test.npz", *NORMALIZED, "--model", f"{folder}/net.py:tiny"]
+    again = run("verify", out, *test)
+    assert again.exit_code == 0, again.output
 
 
 def test_quantize_prints_what_was_found(quantized: Result, folder: Path) -> None:
@@ -232,7 +258,7 @@ def test_a_plan_is_shown_written_edited_and_used(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--target", "onnxruntim"], "unknown target 'onnxruntim': did you mean 'onnxruntime'?"),
+        (["--target", "referenc"], "unknown target 'referenc': did you mean 'reference'?"),
         (["--recipe", "ptqq"], "unknown recipe 'ptqq': did you mean 'ptq'?"),
         (["--calibrator", "minmx"], "unknown calibrator 'minmx': did you mean 'minmax'?"),
         (["--weight-type", "int16"], "0:weight: asked for int16 per-channel"),

@@ -23,8 +23,10 @@ from halfstep.graph.insert import QuantizedModel, prepare
 from halfstep.graph.plan import Plan
 from halfstep.graph.planner import make_plan
 from halfstep.lower import lower
+from halfstep.pair_repair import repair_pair_sums
 from halfstep.program.engine import Engine
 from halfstep.program.ir import IntProgram
+from halfstep.program.saturation import prove_sums
 from halfstep.quantize import quantize
 from halfstep.result import Result
 from halfstep.search.analyze import analyze
@@ -57,8 +59,10 @@ __all__ = [
     "lower",
     "make_plan",
     "prepare",
+    "prove_sums",
     "ptq",
     "quantize",
+    "repair_pair_sums",
     "search",
     "simulate",
     "verify",

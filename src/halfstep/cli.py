@@ -1,4 +1,4 @@
-"""The command line: ``halfstep quantize | plan | analyze | verify | list | demo``."""
+"""The command line: ``halfstep quantize | plan | analyze | verify | prove | list | demo``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +38,8 @@ from halfstep.options import (
     preprocessing,
     settings,
 )
+from halfstep.program.saturation import prove_sums
+from halfstep.program.serialize import load_program
 from halfstep.progress import on_terminal, silent
 from halfstep.quantize import peek
 from halfstep.recipes.choices import check_options
@@ -205,6 +207,19 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     if compared and "fake-quantized" not in compared:
         print_line("no fake-quantized model: MODEL with the saved grids gives another program")
     raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def prove(
+    saved: Annotated[Path, typer.Argument(help="a folder that quantize wrote")],
+    accumulator: Annotated[
+        str, typer.Option(help="int16_pairs (CPUs without VNNI), int24 or int32")
+    ] = "int16_pairs",
+) -> None:
+    """Bound the sums of products of a saved program, over all inputs that there can be."""
+    proof = prove_sums(load_program(saved), accumulator)
+    print_line(str(proof))
+    raise typer.Exit(int(not proof.safe))
 
 
 @app.command("list")

@@ -36,9 +36,15 @@ def lower(model: QuantizedModel) -> IntProgram:
     Raises:
         CalibrationError: a site has no range yet.
         LowerError: an operation that no target can run, in a place that stays float.
-        ProgramError: an accumulator may overflow; the message names the channel.
+        ProgramError: an accumulator, or on some targets a sum of two products, may overflow; the
+            message names the channels.
     """
-    return check(_Lowering(model).program())
+    return check(draft(model))
+
+
+def draft(model: QuantizedModel) -> IntProgram:
+    """The program as it would be, which may still break the specification."""
+    return _Lowering(model).program()
 
 
 def clamp_codes(grid: Affine, limits: tuple[float | None, float | None]) -> tuple[int, int] | None:
@@ -79,6 +85,7 @@ class _Lowering:
             self.tensors,
             tuple(self.ops),
             self.target.accumulator_bits,
+            self.target.pair_sum_bits,
         )
 
     def _refuse_unknown(self) -> None:

@@ -19,6 +19,7 @@ from halfstep.graph.eager import original
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.lower import lower
+from halfstep.pair_repair import repair_facts, repair_pair_sums
 from halfstep.program.ir import IntProgram
 from halfstep.progress import Progress, silent
 from halfstep.recipes.choices import check_options
@@ -76,6 +77,9 @@ def quantize(
         **choices,
     )
     held.complete(stream)
+    if table.pair_sum_bits is not None:
+        with journal.step("pair sums") as record:
+            record.facts |= repair_facts(repair_pair_sums(quantized))
     with journal.step("lower"):
         program = lower(quantized)
     if table.export is None:

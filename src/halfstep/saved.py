@@ -12,7 +12,7 @@ from halfstep.errors import DataError, PlanError
 from halfstep.graph.capture import Example, capture
 from halfstep.graph.insert import prepare
 from halfstep.graph.plan import Plan
-from halfstep.lower import lower
+from halfstep.lower import draft
 from halfstep.program.ir import IntProgram
 from halfstep.program.serialize import load_program, same_program
 from halfstep.quantize import stages
@@ -65,7 +65,7 @@ def model_stages(saved: Saved, model: nn.Module, example: Example) -> dict[str, 
     for quantizer in quantized.quantizers():
         quantizer.set_grid(saved.program.grid(quantizer.site))
     found = stages(model, quantized)
-    if not same_program(lower(quantized), saved.program):
+    if not same_program(draft(quantized), saved.program):
         del found["fake-quantized"]
     return found
 

@@ -357,6 +357,36 @@ CHECK_SPECIMENS: dict[str, Specimens] = {
             "m: matmul .*'accumulators': accumulators may reach",
         ),
     },
+    "pairs": {
+        "of a linear": (
+            lambda: replace(_with(w={"data": np.int8([[1, 1, 1], [65, 64, 1]])}), pair_sum_bits=16),
+            (
+                "h: linear breaks the rule 'pairs': two products are added in 16 bits on some CPUs "
+                "of target 'reference', found sums from 0 to 32895; 1 of 2 channels may overflow: "
+                r"1. Run halfstep.repair_pair_sums\(model\) behind all"
+            ),
+        ),
+        "of activations": (
+            lambda: replace(
+                _with(v={"data": np.full((2, 3), 127, np.int8)}, m={"inputs": ("c", "v")}),
+                pair_sum_bits=16,
+            ),
+            (
+                "m: matmul .*'pairs': .* 64770; 1 of 1 channels may overflow: 0. Plan both of its "
+                "inputs as uint8"
+            ),
+        ),
+        "of two layers": (
+            lambda: replace(
+                _with(
+                    w={"data": np.full((2, 3), -127, np.int8)},
+                    s={"kind": "linear", "inputs": ("q", "w"), "formula": "float"},
+                ),
+                pair_sum_bits=16,
+            ),
+            "h: linear .*'pairs': .* from -64770 to .* 2 of 2 .*: 0, 1. So may those of s. Run",
+        ),
+    },
 }
 
 

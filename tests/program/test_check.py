@@ -1,6 +1,7 @@
 """The specification of a program: every rule accepts a program that keeps it, and only that."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,11 @@ def test_a_program_that_keeps_every_rule_is_returned() -> None:
     assert check(program) is program
 
 
+def test_small_weights_keep_the_rule_of_pairs() -> None:
+    program = replace(broken.a_program(), pair_sum_bits=16)
+    assert check(program) is program
+
+
 @pytest.mark.parametrize("case", CODES)
 def test_programs_of_one_operation_are_accepted(case: str) -> None:
     program, _ = CODES[case]
@@ -42,7 +48,7 @@ def test_every_rule_of_the_documentation_has_a_specimen() -> None:
     assert module.__doc__ is not None
     rules = re.findall(r"^\d\. (\w+):", module.__doc__, re.MULTILINE)
     assert rules == ["order", "worlds", "codes", "copies", "formulas", "bias", "weights",
-                     "accumulators"]  # fmt: skip
+                     "accumulators", "pairs"]  # fmt: skip
     assert set(broken.CHECK_SPECIMENS) == set(rules)
 
 

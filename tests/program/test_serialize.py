@@ -71,13 +71,19 @@ def in_groups() -> IntProgram:
     return replace(with_tensor("w", grid=grouped(2)), accumulator_bits=48)
 
 
-@pytest.mark.parametrize("make", [program, in_groups])
+def in_pairs() -> IntProgram:
+    """``program`` for kernels that add two products in 16 bits."""
+    return replace(program(), pair_sum_bits=16)
+
+
+@pytest.mark.parametrize("make", [program, in_groups, in_pairs])
 def test_a_loaded_program_is_the_saved_one(make: Any, tmp_path: Path) -> None:
     saved = make()
     save_program(saved, tmp_path)
     loaded = load_program(tmp_path)
     assert str(loaded) == str(saved)
     assert loaded.accumulator_bits == saved.accumulator_bits
+    assert loaded.pair_sum_bits == saved.pair_sum_bits
     assert [vars(op) for op in loaded.ops] == [vars(op) for op in saved.ops]
     assert list(loaded.tensors) == list(saved.tensors)
     for name, tensor in saved.tensors.items():
@@ -127,6 +133,7 @@ def with_op(index: int, **changes: Any) -> IntProgram:
         with_op(2, attrs={**ODD_ATTRS, "value": math.inf}),
         replace(program(), target="reference"),
         replace(program(), accumulator_bits=48),
+        in_pairs(),
         with_tensor("w", grid=grouped(2)),
         with_tensor("w", grid=grouped(3)),
     ],
@@ -160,6 +167,12 @@ def truncate(name: str) -> Callable[[Path], None]:
         (folder / name).write_bytes(content[: len(content) // 2])
 
     return damage
+
+
+def test_a_file_that_says_nothing_of_pairs_has_none(tmp_path: Path) -> None:
+    save_program(in_pairs(), tmp_path)
+    edit_description(lambda data: data.pop("pair_sum_bits"))(tmp_path)
+    assert load_program(tmp_path).pair_sum_bits is None
 
 
 def test_a_program_of_the_first_schema_is_still_read(tmp_path: Path) -> None:

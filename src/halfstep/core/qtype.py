@@ -13,6 +13,9 @@ _STORAGE_BITS = (8, 16, 32, 64)
 # An accumulator holds at least an int32, and at most what a float64 holds exactly.
 ACCUMULATOR_BITS = range(32, 54)
 
+# Bits of the sum of two products as x86 instructions of before VNNI make it.
+PAIR_SUM_BITS = 16
+
 
 @dataclass(frozen=True)
 class QType:

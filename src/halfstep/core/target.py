@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from halfstep.core.execution import Execution
-from halfstep.core.qtype import ACCUMULATOR_BITS, INT32, QType
+from halfstep.core.qtype import ACCUMULATOR_BITS, INT32, PAIR_SUM_BITS, QType
 from halfstep.core.spec import QuantSpec
 from halfstep.errors import PlanError
 
@@ -71,6 +71,8 @@ class Target:
         activation_bits: fewest and most bits of an activation.
         weight_bits: fewest and most bits of a weight.
         accumulator_bits: bits of the sums of products, which must not overflow.
+        pair_sum_bits: 16 where some CPU of the target adds two neighbouring products in int16,
+            which saturates; ``None`` where products go straight to the accumulator.
         weight_groups: whether weights may have a scale for each group of inputs.
         quantize_formula: how the runtime quantizes real inputs.
         integer_only: float operations are refused by name.
@@ -87,6 +89,7 @@ class Target:
     activation_bits: tuple[int, int]
     weight_bits: tuple[int, int]
     accumulator_bits: int = 32
+    pair_sum_bits: int | None = None
     weight_groups: bool = False
     quantize_formula: str = "division"
     integer_only: bool = False
@@ -101,6 +104,11 @@ class Target:
             raise PlanError(
                 f"target '{self.name}': accumulator_bits={self.accumulator_bits}: an accumulator "
                 f"has {ACCUMULATOR_BITS[0]} to {ACCUMULATOR_BITS[-1]} bits"
+            )
+        if self.pair_sum_bits not in (None, PAIR_SUM_BITS):
+            raise PlanError(
+                f"target '{self.name}': pair_sum_bits={self.pair_sum_bits}: kernels add pairs of "
+                f"products in {PAIR_SUM_BITS} bits, or (None) not at all"
             )
 
     def bias_type(self, activation: QType, weight: QType) -> QType:

@@ -23,6 +23,7 @@ from halfstep.export import onnx_ops
 from halfstep.export.onnx_fusion import fused_anyway
 from halfstep.files import write_atomically
 from halfstep.program.ir import IntProgram, Op, Tensor
+from halfstep.program.saturation import PROPERTY, PROVEN, prove_sums
 
 OPSET = 21
 
@@ -51,7 +52,8 @@ def to_model(program: IntProgram) -> onnx.ModelProto:
         opset_imports={"": OPSET},
         name="halfstep",
     )
-    model = ir.Model(graph, ir_version=10, producer_name="halfstep")
+    proven = {PROPERTY: PROVEN} if prove_sums(program, "int16_pairs").safe else {}
+    model = ir.Model(graph, ir_version=10, producer_name="halfstep", metadata_props=proven)
     proto: onnx.ModelProto = ir.to_proto(model)
     return proto
 

@@ -35,6 +35,15 @@ def weight_scales(op: Op, weight: Affine) -> NDArray[np.float32]:
     return np.tile(scale, op.attrs["groups"]) if repeated else scale
 
 
+def weight_rows(op: Op, weight: NDArray[Any]) -> NDArray[Any]:
+    """The weights that each output channel adds products of: (channels, terms)."""
+    if op.kind != "conv_transpose":
+        return weight.reshape(len(weight), -1)
+    groups = op.attrs["groups"]
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])  # inputs, then outputs, of a group
+    return np.moveaxis(grouped, 2, 1).reshape(groups * weight.shape[1], -1)
+
+
 def largest_step(grid: Affine) -> int:
     """The largest ``|code - zero_point|`` on a per-tensor grid."""
     zero_point = int(grid.zero_point)
@@ -53,13 +62,8 @@ def accumulator_bounds(program: IntProgram, op: Op) -> NDArray[np.int64]:
         inner = program.tensor(op.inputs[0]).shape[-1]
         terms = np.iinfo(np.int32).max if inner == BATCH else inner
         return np.array([terms * steps * largest_step(program.grid(op.inputs[1]))], np.int64)
-    weight = program.constant(op.inputs[1])
-    # (groups, inputs of a group, outputs of a group, ...) for a transposed convolution
-    groups = op.attrs["groups"] if op.kind == "conv_transpose" else 1
-    grouped = np.abs(weight.astype(np.int64)).reshape(groups, -1, *weight.shape[1:])
-    kept = (0, 1 + weight_axis(op))
-    others = tuple(axis for axis in range(grouped.ndim) if axis not in kept)
-    bounds: NDArray[np.int64] = grouped.sum(axis=others).reshape(-1) * steps
+    rows = weight_rows(op, program.constant(op.inputs[1])).astype(np.int64)
+    bounds: NDArray[np.int64] = np.abs(rows).sum(axis=1) * steps
     if len(op.inputs) > 2:
         bounds = bounds + np.abs(program.constant(op.inputs[2]).astype(np.int64))
     return bounds

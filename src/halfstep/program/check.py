@@ -14,6 +14,7 @@
    within them only where axis and formula can add sums of different scales.
 8. accumulators: the largest possible absolute sum fits the accumulators, and those of 31-bit
    multipliers an int32.
+9. pairs: where kernels of the target add two products in fewer bits, the sum fits these.
 """
 
 from collections.abc import Collection, Mapping
@@ -29,6 +30,7 @@ from halfstep.core.softmax import SOFTMAX
 from halfstep.errors import ProgramError
 from halfstep.program.bounds import WEIGHTED, accumulator_bounds, weight_axis, weight_scales
 from halfstep.program.ir import IntProgram, Op
+from halfstep.program.saturation import prove_sums
 
 _CODES = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED, Execution.COPY)
 _SUMS = (*WEIGHTED, "matmul")
@@ -70,6 +72,8 @@ def check(program: IntProgram) -> IntProgram:
     absent = [name for name in program.outputs if name not in known]
     if absent:
         raise ProgramError(f"program outputs {absent} are never made")
+    if program.pair_sum_bits is not None:
+        _check_pairs(program)
     return program
 
 
@@ -132,6 +136,22 @@ def _check_integer(program: IntProgram, op: Op) -> None:
         found = f"accumulators may reach {bounds.max()} in channel {bounds.argmax()}"
         found += f", and have {bits} bits"
         _require(int(bounds.max()) < 1 << (bits - 1), op, "accumulators", found)
+
+
+def _check_pairs(program: IntProgram) -> None:
+    unsafe = prove_sums(program, "int16_pairs").unsafe
+    if not unsafe:
+        return
+    first, *others = unsafe
+    more = f". So may those of {', '.join(op.site for op in others)}" if others else ""
+    advice = "Run halfstep.repair_pair_sums(model) behind all that changes weights, and lower again"
+    if first.kind == "matmul":
+        advice = "Plan both of its inputs as uint8"
+    raise ProgramError(
+        f"{first.site}: {first.kind} breaks the rule 'pairs': two products are added in "
+        f"{program.pair_sum_bits} bits on some CPUs of target '{program.target}', found "
+        f"{first.found}{more}. {advice}."
+    )
 
 
 def _check_formula(program: IntProgram, op: Op) -> None:

@@ -104,6 +104,8 @@ class IntProgram:
         tensors: every tensor by name, constants included.
         ops: in order of execution.
         accumulator_bits: bits of the sums of products, which no input may overflow.
+        pair_sum_bits: bits that a kernel may keep of the sum of two neighbouring products, which no
+            input may overflow either; ``None`` where products go straight to the accumulator.
     """
 
     target: str
@@ -112,6 +114,7 @@ class IntProgram:
     tensors: Mapping[str, Tensor]
     ops: tuple[Op, ...]
     accumulator_bits: int = 32
+    pair_sum_bits: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
@@ -158,7 +161,10 @@ class IntProgram:
     def __str__(self) -> str:
         constants = [str(t) for t in self.tensors.values() if t.data is not None]
         head = f"program for {self.target}({', '.join(self.inputs)})"
-        lines = [f"{head} with {self.accumulator_bits}-bit accumulators", *constants]
+        sums = f"{self.accumulator_bits}-bit accumulators"
+        if self.pair_sum_bits is not None:
+            sums += f", {self.pair_sum_bits}-bit sums of two products"
+        lines = [f"{head} with {sums}", *constants]
         for op in self.ops:
             lines += [str(op), f"    : {self.tensors[op.output]}"]
         return "\n".join([*lines, f"return {', '.join(self.outputs)}"])

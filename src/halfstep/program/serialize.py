@@ -2,7 +2,8 @@
 
 Codes, scales and zero points are stored as the arrays that they are, so a loaded program is the
 saved one bit for bit. What is loaded passes the specification of ``program.check`` again. Schema 1,
-which older versions wrote, has 32-bit accumulators and no groups of scales; it is still read.
+which older versions wrote, has 32-bit accumulators and no groups of scales; it is still read. So is
+a file that says nothing of sums of pairs.
 """
 
 import json
@@ -99,6 +100,7 @@ def describe(program: IntProgram) -> tuple[dict[str, Any], dict[str, NDArray[Any
         "schema": SCHEMA,
         "target": program.target,
         "accumulator_bits": program.accumulator_bits,
+        "pair_sum_bits": program.pair_sum_bits,
         "inputs": list(program.inputs),
         "outputs": list(program.outputs),
         "tensors": [_describe_tensor(tensor) for tensor in program.tensors.values()],
@@ -151,6 +153,7 @@ def _program(description: Mapping[str, Any], arrays: Arrays) -> IntProgram:
         {tensor.name: tensor for tensor in tensors},
         tuple(_op(data) for data in description["ops"]),
         description["accumulator_bits"],
+        description.get("pair_sum_bits"),
     )
 
 

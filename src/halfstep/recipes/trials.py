@@ -17,12 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from halfstep.catalog import find
+from halfstep.core.target import Target
 from halfstep.errors import DataError, HalfstepError
 from halfstep.files import write_atomically
 from halfstep.graph.capture import Graph
 from halfstep.graph.insert import QuantizedModel, prepare
 from halfstep.graph.plan import Plan
 from halfstep.lower import lower
+from halfstep.pair_repair import repair_pair_sums
 from halfstep.program.engine import Engine
 from halfstep.result import versions
 from halfstep.search.paired import PairedDrop, paired_drop
@@ -126,6 +129,9 @@ class Trials:
                 pass  # damaged, or of an older form: it is made again and replaced
         model = prepare(self.graph, trial.plan(self.graph))
         trial.fit(model)
+        target: Target = find("target", model.plan.target)
+        if target.pair_sum_bits is not None:
+            repair_pair_sums(model)
         drop = self.judge.drop(model)
         if stored is not None:
             stored.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from halfstep.errors import ExportError
+from halfstep.program.saturation import PROPERTY, PROVEN
 
 Values = NDArray[np.generic]
 
@@ -63,7 +64,7 @@ class OnnxRuntimeModel:
             if site not in self.outputs:
                 model.graph.output.append(known.get(site) or onnx.ValueInfoProto(name=site))
         options = _options(threads, model)
-        if not has_vnni() and not _int8_activations(model) and may_saturate(model):
+        if not has_vnni() and not is_proven(model) and may_saturate(model):
             # Kernels for other CPUs add pairs of products in int16, unless weights become uint8.
             options.add_session_config_entry("session.x64quantprecision", "1")
             _separate_weights(model)
@@ -162,8 +163,18 @@ def has_vnni() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
+def is_proven(model: onnx.ModelProto) -> bool:
+    """Whether the writer proved that no sum of two products leaves int16 (``prove_sums``)."""
+    return any((p.key, p.value) == (PROPERTY, PROVEN) for p in model.metadata_props)
+
+
 def may_saturate(model: onnx.ModelProto) -> bool:
-    """Whether a pair of products of uint8 codes and the model's int8 weights may leave int16."""
+    """Whether two products of uint8 codes and the model's int8 weights may leave int16 together.
+
+    Looks at the largest weight alone: for files that say nothing of a proof.
+    """
+    if _int8_activations(model):
+        return False
     weights = (t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8)
     codes = (onnx.numpy_helper.to_array(tensor).astype(np.int16) for tensor in weights)
     return any(2 * 255 * int(np.abs(w).max(initial=0)) > np.iinfo(np.int16).max for w in codes)

@@ -2,7 +2,7 @@
 
 Every formula and every fusion here was measured on onnxruntime 1.32 (``docs/arithmetic.md``) and
 is measured again by ``tests/runtimes``. CPUs with AVX2 but without VNNI saturate the pair sums of
-uint8 x int8 products and are not this target.
+uint8 x int8 products and are not this target, but ``onnxruntime_any``.
 """
 
 from halfstep.core.execution import Execution
