@@ -72,13 +72,16 @@ def _mean_difference(model: QuantizedModel, layer: Layer) -> Tensor:
     axis = -1 if layer.unit.kind == "linear" else 1
     rounding = model.module.get_submodule(module_name(f"{layer.unit.name}:bias"))
     assert isinstance(rounding, BiasQuantizer)
-    total, count, was_enabled = torch.zeros((), dtype=torch.float64), 0, rounding.enabled
+    total, count, was_enabled = torch.zeros((), dtype=torch.float64), 0.0, rounding.enabled
     rounding.enabled = False
     try:
-        for exact, quantized in layer.outputs():
+        for index, (exact, quantized) in enumerate(layer.outputs()):
             rows = (quantized - exact).double().movedim(axis, 0).flatten(1)
-            total = total + rows.sum(1)
-            count += rows.shape[1]
+            counts = torch.ones_like(rows[0])
+            if layer.importance is not None:
+                counts = layer.importance[index].flatten().to(rows)
+            total = total + rows @ counts
+            count += float(counts.sum())
     finally:
         rounding.enabled = was_enabled
     return total / count

@@ -24,7 +24,7 @@ from halfstep.graph.edit import set_value
 from halfstep.graph.insert import QuantizedModel
 from halfstep.progress import Progress, silent
 from halfstep.ptq.layerwise import RoundedLayer, RoundingReport, layer_by_layer
-from halfstep.ptq.moments import Problem, by_groups, columns_first, moments
+from halfstep.ptq.moments import Moments, Problem, by_groups, columns_first, moments
 from halfstep.ptq.streams import Layer
 from halfstep.quant.bias import widen_for_bias
 from halfstep.quant.rounding import lattice
@@ -35,6 +35,7 @@ def round_weights(
     data: Iterable[Any],
     *,
     rounds: int = 3,
+    asymmetric: bool = True,
     progress: Progress = silent,
 ) -> RoundingReport:
     """Put every weight of ``model`` on its grid, and fit grids and biases, in place.
@@ -44,22 +45,28 @@ def round_weights(
             their means in the error that is minimized.
         data: a few hundred samples, without labels; read once.
         rounds: how often codes and scales are fitted in turn.
+        asymmetric: make up for what quantization in front of a layer did to its inputs (AdaRound's
+            "asymmetric reconstruction"). Where it clips outliers that the next layer norm divides
+            out again, as in encoders, the error of a layer does not tell what matters, and making
+            up for it does harm; without, ``x`` is ``z``, and only the rounding of the layer counts.
         progress: wraps the layers.
 
     Returns:
         The error of each layer before and after.
     """
-    return layer_by_layer(
-        model, data, lambda layer, samples: _round(model, layer, samples, rounds), progress
-    )
+
+    def fitted(layer: Layer, samples: int) -> RoundedLayer:
+        pairs = layer.inputs() if asymmetric else ((z, z) for _, z in layer.inputs())
+        return _round(model, layer, moments(layer.unit, pairs, samples, layer.importance), rounds)
+
+    return layer_by_layer(model, data, fitted, progress)
 
 
-def _round(model: QuantizedModel, layer: Layer, samples: int, rounds: int) -> RoundedLayer:
+def _round(model: QuantizedModel, layer: Layer, found: Moments, rounds: int) -> RoundedLayer:
     unit = layer.unit
     assert unit.weight is not None
     quantizer = model.quantizer(model.weight_site(unit))
     weight = model.parameter_of(unit.weight).detach().cpu().clone()
-    found = moments(unit, layer.inputs(), samples)
     found = found if unit.bias is not None else found.with_means()
     problem = Problem.of(weight, found)
     old = quantizer.grid()

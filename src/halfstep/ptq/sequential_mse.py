@@ -48,7 +48,9 @@ def _search(model: QuantizedModel, layer: Layer, samples: int) -> RoundedLayer |
     if quantizer.spec.pow2:
         return "its scale is a power of two"
     weight = model.parameter_of(unit.weight).detach().cpu()
-    problem = Problem.of(weight, moments(unit, layer.inputs(), samples).with_means())
+    problem = Problem.of(
+        weight, moments(unit, layer.inputs(), samples, layer.importance).with_means()
+    )
     old = quantizer.grid()
     codes = lattice.Codes(old.qtype.qmin, old.qtype.qmax)
     per_row = quantizer.spec.axis is not None

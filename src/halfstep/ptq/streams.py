@@ -8,7 +8,7 @@ graph are kept at a time (``graph.slices``), and the layers behind it are comput
 float values as they are, the quantized ones as their codes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from halfstep.graph.insert import QuantizedModel, check_batch
 from halfstep.graph.match import Unit
 from halfstep.graph.slices import Segment, segments, sliced
 from halfstep.progress import Progress, silent
+from halfstep.ptq.importance import importance
 
 Values = tuple[Tensor, ...]
 LIVE_BYTES = 256 << 20
@@ -37,10 +38,13 @@ class Layer:
     Attributes:
         unit: the unit.
         source: where its inputs come from.
+        importance: for each batch, how much the positions of a sequence count (``ptq.importance``),
+            (N, *positions); ``None`` if all count alike.
     """
 
     unit: Unit
     source: "Streams"
+    importance: Sequence[Tensor] | None = None
 
     def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch, the input in the float and in the quantized model as it is now."""
@@ -80,6 +84,7 @@ class Streams:
         self.samples = sum(len(inputs[0]) for inputs in given)
         largest = live_bytes / BYTES_A_VALUE / self.samples
         self._segments = segments(model.units, model.graph.module.graph, largest)
+        self._importance = importance(model, given)
         self._live: tuple[fx.Node, ...] = self._segments[0].live
         self._float: list[Values] = given
         raw = tuple(self._by_name[node.name] for node in self._live)
@@ -114,7 +119,7 @@ class Streams:
         index = self.model.units.units.index(unit)
         segment = next(s for s in self._segments if s.first <= index < s.stop)
         self._advance(segment)
-        return Layer(unit, self)
+        return Layer(unit, self, self._importance.get(unit.name))
 
     def _advance(self, segment: Segment) -> None:
         """Move the cut to the beginning of ``segment``."""

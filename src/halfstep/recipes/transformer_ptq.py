@@ -2,9 +2,10 @@
 
 What it does, in order: equalize the channels of what linear layers read (SmoothQuant, with its
 strength searched); leave in float what is no product, and the sums that float operations read;
-find ranges of activations by the influence of their errors on the output (PTQ4ViT's metric), and
-move the worst of them by the error of the output itself (LAPQ); round the weights together; and,
-if a largest loss is given, leave as few products in float as it takes.
+find ranges of activations by the influence of their errors on the output (PTQ4ViT's metric);
+round the weights together, each layer on the inputs that it will get; find the ranges once more,
+for what the rounded weights make, and move the worst of them by the error of the output itself
+(LAPQ). If a largest loss is given, as few products are left in float as it takes.
 
 References: Xiao et al. 2022 (arXiv 2211.10438) for ``ptq.smooth``; Yuan et al. 2022 (arXiv
 2111.12293) for ``ptq.guide_ranges``; Nahshan et al. 2019 (arXiv 1911.07190) for
@@ -83,18 +84,19 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
         record.facts |= {"groups": len(smoothed.groups), "refused": len(smoothed.refused)}
     with journal.step("plan", target=target):
         plan = _plan(graph, target, choices)
-    quantized = _calibrated(graph, plan, held, searched, journal, progress)
+    quantized = _calibrated(graph, plan, held, journal, progress)
     if max_loss is not None:
         with journal.step("left float") as record:
             prices = float_prices(quantized, held, progress=progress)
             found = left_float(quantized, held, prices, share=max_loss, progress=progress)
             record.facts |= {"cosine": f"{found.value:.5f}", "operations": len(found.skipped)}
         if found.skipped:
-            quantized = _calibrated(graph, found.plan, held, searched, journal, progress)
+            quantized = _calibrated(graph, found.plan, held, journal, progress)
     if rounding:
         with journal.step("round") as record:
-            rounded = round_weights(quantized, held, progress=progress)
+            rounded = round_weights(quantized, held, asymmetric=False, progress=progress)
             record.facts |= {"layers": len(rounded.layers), "skipped": len(rounded.skipped)}
+    _fit_ranges(quantized, held, searched, journal, progress)
     return quantized
 
 
@@ -116,14 +118,24 @@ def _plan(graph: Graph, target: str, choices: dict[str, Any]) -> Plan:
 
 
 def _calibrated(
-    graph: Graph, plan: Plan, held: Batches, searched: int, journal: Journal, progress: Progress
+    graph: Graph, plan: Plan, held: Batches, journal: Journal, progress: Progress
 ) -> QuantizedModel:
-    """The model of a plan, with ranges by their effect on the output."""
+    """The model of a plan, with ranges by their influence on the output of the float model."""
     quantized = prepare(graph, plan)
     with journal.step("calibrate"):
         calibrate(quantized, held, progress=progress)
     with journal.step("guide ranges") as record:
         guided = guide_ranges(quantized, held, progress=progress)
+        record.facts["predicted error"] = f"{guided.before:.3g} -> {guided.after:.3g}"
+    return quantized
+
+
+def _fit_ranges(
+    quantized: QuantizedModel, held: Batches, searched: int, journal: Journal, progress: Progress
+) -> None:
+    """Ranges by their influence on the output of the quantized model, and by that output itself."""
+    with journal.step("guide ranges") as record:
+        guided = guide_ranges(quantized, held, rounds=1, progress=progress)
         record.facts["predicted error"] = f"{guided.before:.3g} -> {guided.after:.3g}"
     worst = [found.site for found in guided.ranked()[:searched]]
     if worst:
@@ -133,4 +145,3 @@ def _calibrated(
                 quantized.quantizer(site).set_grid(grid)
             keep_biases_small(quantized)
             record.facts["error"] = f"{moved.before:.3g} -> {moved.after:.3g}"
-    return quantized
