@@ -8,8 +8,11 @@ from torch import Tensor, nn
 import halfstep as hs
 from halfstep.graph.edit import with_biases
 from halfstep.graph.slices import segments, sliced
+from halfstep.ptq.importance import importance
 from halfstep.ptq.moments import moments, patches
+from halfstep.ptq.round_weights import round_weights
 from halfstep.ptq.streams import Streams
+from tests.encoders import Encoder, sentences
 from tests.models import Residual, normal, seeded
 
 DATA = [normal(6, 3, 8, 8, seed=seed) for seed in (1, 2, 3)]
@@ -185,3 +188,63 @@ def test_noise_between_samples_is_shrunk_and_a_known_covariance_is_not() -> None
     raw = torch.cat([x for x, _ in pairs(64, mixed)])
     plain = float(((raw - raw.mean(0)).T @ (raw - raw.mean(0)) / 64 - truth).norm() / truth.norm())
     assert errors[0] < plain
+
+
+def test_a_position_that_counts_twice_is_one_that_is_there_twice() -> None:
+    model = calibrated(nn.Linear(6, 5), [normal(4, 7, 6, seed=1)])
+    (unit,) = model.weighted_units()
+    x, z = normal(4, 7, 6, seed=2), normal(4, 7, 6, seed=3)
+    counts = torch.tensor([0.0, 1, 2, 1, 0, 1, 3]).expand(4, 7)
+    times = counts[0].long()
+    found = moments(unit, [(x, z)], 4, [counts])
+    repeated = [value.repeat_interleave(times, 1) for value in (x, z)]
+    wanted = moments(unit, [(repeated[0], repeated[1])], 4)
+    for name in ("mean", "mean_quantized", "gram", "drift"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-5, atol=1e-6)
+    assert found.shrinkage == pytest.approx(wanted.shrinkage)
+
+
+def test_what_a_mask_hides_counts_nothing_and_the_rest_counts_by_its_influence() -> None:
+    data = [sentences(6, 1), sentences(6, 2)]
+    graph = hs.capture(Encoder(), data[0])
+    model = hs.prepare(graph, hs.make_plan(graph))
+    hs.calibrate(model, data)
+    found = importance(model, data)
+    names = [unit.name for unit in model.weighted_units()]
+    assert list(found) == names and len(names) == 12
+    for weights in found.values():
+        assert torch.cat(weights).mean() == pytest.approx(1)
+        for (_, mask), weight in zip(data, weights, strict=True):
+            assert not weight[mask == 0].any()
+            assert weight[mask == 1].min() > 0
+
+
+def test_layers_over_images_and_vectors_count_all_positions_alike() -> None:
+    assert importance(calibrated(Residual()), [(DATA[0],)]) == {}
+
+
+@pytest.mark.parametrize(("noise", "low", "high"), [(0.0, 0.95, 1.0), (3.0, 0.0, 0.4)])
+def test_a_correction_is_believed_as_far_as_it_holds_on_other_samples(
+    noise: float, low: float, high: float
+) -> None:
+    """What quantized inputs lack is linear in them, or it is noise."""
+    model = calibrated(nn.Linear(24, 5), [normal(8, 24, seed=1)])
+    (unit,) = model.weighted_units()
+    n = 96 if noise else 2048
+    z = normal(n, 24, seed=2)
+    x = z + noise * normal(n, 24, seed=4) + (0 if noise else 0.3 * z @ normal(24, 24, seed=3))
+    found = moments(unit, [(x, z)], n)
+    share = found.confirmed(normal(1, 5, 24, seed=5).double())
+    assert low <= share <= high
+
+
+def test_without_the_inputs_of_the_float_model_only_the_rounding_counts() -> None:
+    """Weights that lie on their grid stay there, whatever happened in front of them."""
+    errors = []
+    for asymmetric in (False, True):
+        model = calibrated(Residual())
+        report = round_weights(model, DATA, asymmetric=asymmetric)
+        again = round_weights(model, DATA, asymmetric=False)
+        assert len(again.layers) == len(report.layers)
+        errors.append(max(layer.nearest for layer in report.layers))
+    assert errors[0] < errors[1]

@@ -19,4 +19,5 @@ def test_an_encoder_in_static_int8_is_exact_and_near_its_float_output() -> None:
         "calibrate",
         "guide ranges",
         "round",
+        "guide ranges",
     ]

@@ -4,8 +4,8 @@ What it does, in order: equalize the channels of what linear layers read (Smooth
 strength searched); leave in float what is no product, and the sums that float operations read;
 find ranges of activations by the influence of their errors on the output (PTQ4ViT's metric);
 round the weights together, each layer on the inputs that it will get; find the ranges once more,
-for what the rounded weights make, and move the worst of them by the error of the output itself
-(LAPQ). If a largest loss is given, as few products are left in float as it takes.
+for what the rounded weights make, and, if asked to, move the worst of them by the error of the
+output itself (LAPQ). If a largest loss is given, as few products are left in float as it takes.
 
 References: Xiao et al. 2022 (arXiv 2211.10438) for ``ptq.smooth``; Yuan et al. 2022 (arXiv
 2111.12293) for ``ptq.guide_ranges``; Nahshan et al. 2019 (arXiv 1911.07190) for
@@ -46,10 +46,10 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
     target: str,
     journal: Journal,
     progress: Progress,
-    samples: int = 128,
+    samples: int = 256,
     alpha: float | None = None,
     insert: bool = True,
-    searched: int = 16,
+    searched: int = 0,
     rounding: bool = True,
     max_loss: float | None = None,
     **choices: Any,
@@ -67,7 +67,8 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
         samples: how many samples are used.
         alpha: of SmoothQuant, 0 to 1; ``None`` searches it for each value.
         insert: where a factor cannot disappear into the operation in front, multiply by it.
-        searched: how many ranges, the most harmful first, are moved by the error of the output.
+        searched: how many ranges, the most harmful first, are moved by the error of the output,
+            which takes a forward pass a candidate.
         rounding: round weights together; otherwise each to the nearest.
         max_loss: the largest loss of cosine to the float output, over the samples; ``None`` leaves
             no product in float.
