@@ -64,9 +64,17 @@ def mean_double_rounding(
 
 
 def average_half_away(
-    total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
+    total: Array,
+    count: int | Array,
+    scale_in: Scale,
+    scale_out: Scale,
+    zero_in: int,
+    zero_out: int,
 ) -> Array:
-    """LiteRT's average pool: raw codes averaged half away from zero; equal grids in and out."""
+    """LiteRT's average pool: raw codes averaged half away from zero; equal grids in and out.
+
+    ``count`` may be an int64 array that broadcasts, where windows reach over the edge.
+    """
     xp = array_namespace(total)
     raw = xp.astype(total, xp.int64) + count * zero_in
     half = xp.where(raw >= 0, count // 2, -(count // 2))
@@ -97,3 +105,5 @@ MEAN: dict[str, Callable[..., Array]] = {
     "double_rounding": mean_double_rounding,
 }
 AVERAGE: dict[str, Callable[..., Array]] = {"dequantized": average_dequantized}
+# Formulas of kernels that add codes, and have one grid for input and output.
+AVERAGE_OF_CODES: dict[str, Callable[..., Array]] = {"half_away": average_half_away}

@@ -8,6 +8,9 @@ from typing import Any
 from halfstep.core.qtype import QType
 from halfstep.errors import PlanError
 
+# Calibrators of grids that a kernel dictates: no data and no method moves these.
+DICTATED = frozenset({"unit_interval", "signed_unit_interval"})
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -45,6 +48,11 @@ class QuantSpec:
                 "the values that one index of an axis has; name the axis"
             )
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    @property
+    def dictated(self) -> bool:
+        """Whether a kernel dictates the grid."""
+        return self.calibrator in DICTATED
 
     def with_(self, **changes: Any) -> "QuantSpec":
         """A copy with other fields; ``qtype`` may be given by name."""

@@ -101,8 +101,8 @@ def observe(
 
 def make_calibrator(spec: QuantSpec, name: str | None = None) -> Calibrator:
     """The calibrator of a spec, or the one called ``name`` instead."""
-    if spec.calibrator == "unit_interval":
-        name = None  # the kernel dictates this grid
+    if spec.dictated:
+        name = None
     made: Calibrator = find("calibrator", name or spec.calibrator)(
         spec.qtype,
         axis=spec.axis,

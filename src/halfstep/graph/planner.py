@@ -82,12 +82,12 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
     specs = {units.sites[node]: activation for node in quantized_values(units, how)}
     if elementwise is not None:
         wide = replace(activation, qtype=QType.parse(elementwise))
-        specs |= dict.fromkeys(_not_multiplied(units, how), wide)
+        specs |= dict.fromkeys(_not_multiplied(units, how, table), wide)
     specs |= _weight_specs(units, how, weight, per_channel, group_size)
     specs |= _fixed_outputs(units, table, specs, how)
     for site, spec in specs.items():
         check_spec(table, site, spec, spec.axis)
-    plan = Plan(target, specs, _copies(units, how), floats, how)
+    plan = Plan(target, specs, _copies(units, how, table), floats, how)
     _refuse_islands(table, plan)
     return plan if first_last is None else _with_ends(plan, units, QType.parse(first_last))
 
@@ -96,9 +96,9 @@ def _type(name: str | None, default: QType) -> QType:
     return QType.parse(name) if name else default
 
 
-def _not_multiplied(units: Units, how: Mapping[str, Execution]) -> list[str]:
+def _not_multiplied(units: Units, how: Mapping[str, Execution], target: Target) -> list[str]:
     """Sites of activations that no conv, linear or matmul reads, nor a copy of their codes."""
-    groups = Plan("", {}, _copies(units, how), {}, how).groups
+    groups = Plan("", {}, _copies(units, how, target), {}, how).groups
     multiplied = {
         units.sites[node]
         for unit in units.units
@@ -166,12 +166,15 @@ def _nature(unit: Unit) -> str:
     return ""
 
 
-def _copies(units: Units, executions: Mapping[str, Execution]) -> dict[str, tuple[str, ...]]:
-    """For each copying operation, the sites of the values that it reads and makes."""
+def _copies(
+    units: Units, executions: Mapping[str, Execution], target: Target
+) -> dict[str, tuple[str, ...]]:
+    """For each operation with one grid, the sites of the values that it reads and makes."""
     return {
         unit.name: tuple(units.sites[node] for node in data_values(unit))
         for unit in units.units
-        if executions[unit.name] is Execution.COPY
+        if executions[unit.name] is not Execution.FLOAT
+        and (executions[unit.name] is Execution.COPY or target.rules[unit.kind].one_grid)
     }
 
 
@@ -179,7 +182,7 @@ def _fixed_outputs(
     units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
 ) -> dict[str, QuantSpec]:
     """Sites whose grid the kernel dictates, and the copies of their codes."""
-    copies = _copies(units, how)
+    copies = _copies(units, how, target)
     groups = Plan(target.name, {}, copies, {}, how).groups
     fixed = {}
     for unit in units.units:

@@ -79,8 +79,7 @@ def set_batchnorm_ranges(
         )
     for site, ends in (known | estimated).items():
         quantizer = model.quantizer(site)
-        dictated = quantizer.spec.calibrator == "unit_interval"  # by the kernel
-        calibrator = make_calibrator(quantizer.spec, None if dictated else "minmax")
+        calibrator = make_calibrator(quantizer.spec, "minmax")
         calibrator.update(torch.tensor(ends))
         quantizer.set_grid(grid_of(calibrator, quantizer.spec, site))
     keep_biases_small(model)
@@ -111,8 +110,9 @@ def _ranges(
     estimated: dict[str, Range] = {}
     unknown: list[str] = []
     for quantizer, nodes in _watched(model).items():
-        if quantizer.spec.calibrator == "unit_interval":
-            known[quantizer.site] = (0.0, 1.0)
+        if quantizer.spec.dictated:
+            signed = quantizer.spec.calibrator == "signed_unit_interval"
+            known[quantizer.site] = (-1.0 if signed else 0.0, 1.0)
             continue
         parts = [_ends(model, node, statistics.get(node)) for node in nodes]
         if None in parts:

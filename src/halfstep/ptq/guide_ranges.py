@@ -38,9 +38,6 @@ from halfstep.ptq.influence import influences
 from halfstep.quant.calibrators.weighted_mse import WeightedMse
 from halfstep.quant.quantizer import Quantizer
 
-FIXED = "unit_interval"
-"""The calibrator of sites whose grid the kernel dictates: they keep it."""
-
 
 @dataclass(frozen=True)
 class GuidedRange:
@@ -119,7 +116,7 @@ def guide_ranges(
             samples += _watch(model, calls, found, data, seed + index, progress)
         for site, calibrator in found.items():
             quantizer = model.quantizer(site)
-            if calibrator.updates and quantizer.spec.calibrator != FIXED:
+            if calibrator.updates and not quantizer.spec.dictated:
                 quantizer.set_grid(_best(calibrator, quantizer, before[site]))
         keep_biases_small(model)
     ranges, skipped = [], []

@@ -164,7 +164,7 @@ def _set_grids(model: QuantizedModel, watched: Watched, name: str) -> None:
     for site, seen in watched.calibrators.items():
         quantizer = model.quantizer(site)
         spec = quantizer.spec
-        if spec.calibrator == "unit_interval":  # the kernel dictates this grid
+        if spec.dictated:
             quantizer.set_grid(grid_of(seen, spec, site))
         else:
             low, high = _reader(name, seen).range()
@@ -184,6 +184,6 @@ def _reader(name: str, seen: Calibrator) -> Calibrator:
 def _with_calibrator(plan: Plan, calibrator: str, options: Mapping[str, float]) -> Plan:
     """The plan that names the calibrator that was chosen."""
     for site, spec in plan.specs.items():
-        if not site.endswith(":weight") and spec.calibrator != "unit_interval":
+        if not site.endswith(":weight") and not spec.dictated:
             plan = plan.edit(site, calibrator=calibrator, options=options)
     return plan

@@ -62,7 +62,7 @@ def candidate_grids(
 
 def widths(spec: QuantSpec, bits: Bits) -> Bits:
     """The widths that a site may have: its own alone, where the kernel dictates the grid."""
-    return (spec.qtype.bits,) if spec.calibrator == "unit_interval" else bits
+    return (spec.qtype.bits,) if spec.dictated else bits
 
 
 def with_bits(spec: QuantSpec, bits: int) -> QuantSpec:

@@ -197,8 +197,8 @@ class _Search:
     def _candidates(self, site: str, base: Grids) -> list[Affine]:
         """The grid of a site with one of its ends moved, each other grid once."""
         quantizer = self.model.quantizer(site)
-        if quantizer.spec.calibrator == "unit_interval":
-            return []  # the kernel dictates this grid
+        if quantizer.spec.dictated:
+            return []
         grid, spec = base.get(site) or quantizer.grid(), quantizer.spec
         low, high = _ends(grid)
         pairs = [(low, high * f) for f in self.factors] + [(low * f, high) for f in self.factors]

@@ -1,0 +1,63 @@
+"""Constant weights and biases as tensors of the format."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfstep.core.grid import Affine
+
+if TYPE_CHECKING:
+    from halfstep.export.litert import Writer
+
+
+def weight_tensor(
+    writer: "Writer",
+    name: str,
+    values: NDArray[Any],
+    axis: int,
+    channels: slice = slice(None),
+    suffix: str = "",
+) -> int:
+    """A weight as the file has it.
+
+    Always with a scale for each output channel: kernels that take one for all compute its
+    multiplier in another way.
+
+    Args:
+        writer: of the file.
+        name: of the program's tensor.
+        values: its codes, or real values, in the order of the file.
+        axis: of the output channels, in the file.
+        channels: which of them these are.
+        suffix: behind the name, where several tensors are made of one.
+    """
+    tensor = writer.program.tensor(name)
+    return writer.file.tensor(
+        f"{name}{suffix}",
+        values.shape,
+        tensor.dtype,
+        _per_channel(tensor.grid, values.shape[axis], axis, channels),
+        values,
+    )
+
+
+def bias_tensor(
+    writer: "Writer", name: str, channels: slice = slice(None), suffix: str = ""
+) -> int:
+    """A bias, or the part of it for some channels."""
+    tensor, values = writer.program.tensor(name), writer.program.constant(name)[channels]
+    grid = _per_channel(tensor.grid, values.size, 0, channels)
+    return writer.file.tensor(f"{name}{suffix}", values.shape, tensor.dtype, grid, values)
+
+
+def _per_channel(
+    grid: Affine | None, n_channels: int, axis: int, channels: slice
+) -> Affine | None:
+    if grid is None:
+        return None
+    scale = grid.scale[channels] if grid.axis is not None else np.full(n_channels, grid.scale)
+    if scale.size != n_channels:  # the groups of a transposed convolution share their scales
+        scale = grid.scale
+    return replace(grid, scale=scale, zero_point=np.zeros(scale.shape, np.int32), axis=axis)
