@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.core.elementwise import quantize_division, quantize_reciprocal
+from halfstep.core.elementwise import SUB, quantize_division, quantize_reciprocal
 from halfstep.core.grid import Affine, FloatArray, IntArray
 from halfstep.core.qtype import QType
 from halfstep.core.requant import (
@@ -228,6 +228,7 @@ ACCUMULATOR_SPECIMENS = {
     "exact_accumulator": ("float", float_exact_accumulator),
     "single_for_double": ("double_rounding", ACCUMULATOR["single_rounding"]),
     "double_for_single": ("single_rounding", ACCUMULATOR["double_rounding"]),
+    "up_for_away": ("single_rounding_away", ACCUMULATOR["single_rounding"]),
     "float_for_double": ("double_rounding", ACCUMULATOR["float"]),
     "truncated_multiplier": ("single_rounding", _truncated_fixed_point),
 }
@@ -341,6 +342,24 @@ def add_dequantized_in_float64(
     real = (a.astype(np.float64) - za) * sa + (b.astype(np.float64) - zb) * sb
     return np.rint(real / sy) + zy
 
+
+def sub_of_the_other_order(
+    a: Array, b: Array, sa: Any, sb: Any, sy: Any, za: int, zb: int, zy: int
+) -> Array:
+    """The negative of the other difference: ties go the other way."""
+    return 2 * zy - SUB["twenty_bits"](b, a, sb, sa, sy, zb, za, zy)
+
+
+def sub_dequantized_for_double_rounding(
+    a: Array, b: Array, sa: Any, sb: Any, sy: Any, za: int, zb: int, zy: int
+) -> Array:
+    return SUB["dequantized"](a, b, sa, sb, sy, za, zb, zy)
+
+
+SUB_SPECIMENS = {
+    "other_order": ("twenty_bits", sub_of_the_other_order),
+    "dequantized": ("double_rounding", sub_dequantized_for_double_rounding),
+}
 
 ADD_SPECIMENS = {
     "offset_outside": ("fused", add_offset_outside),

@@ -53,3 +53,19 @@ SOFTMAX_SPECIMENS: dict[str, tuple[str, Callable[..., Array]]] = {
     "offset inside": ("dequantized", _offset_inside),
     "sum in float64": ("dequantized", _sum_in_float64),
 }
+
+
+def _nearest_even(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    """Rounded half to even, not by adding a half."""
+    powers, total = _parts(x, axis, n, scale_in, 0.0)
+    return np.rint(powers * (F(1) / (total * scale_out))) + zero
+
+
+def _by_division(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    return softmax.softmax_dequantized(x, axis, n, scale_in, scale_out, zero)
+
+
+LITERT_SPECIMENS: dict[str, tuple[str, Callable[..., Array]]] = {
+    "nearest even": ("reciprocal", _nearest_even),
+    "float for fixed point": ("fixed_point", _by_division),
+}

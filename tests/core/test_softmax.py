@@ -58,7 +58,7 @@ def assert_codes_are_exact(name: str, formula: Any) -> None:
                 np.testing.assert_array_equal(found[:20], expected, where)
 
 
-@pytest.mark.parametrize("name", SOFTMAX)
+@pytest.mark.parametrize("name", ["table", "dequantized"])
 def test_codes_are_exact(name: str) -> None:
     assert_codes_are_exact(name, SOFTMAX[name])
 

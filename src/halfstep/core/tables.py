@@ -42,9 +42,7 @@ def relu_double_rounding(codes: Codes, source: Affine, out: Affine) -> Codes:
     return np.maximum(steps, 0) + int(out.zero_point)
 
 
-def leaky_relu_double_rounding(
-    codes: Codes, source: Affine, out: Affine, slope: float
-) -> Codes:
+def leaky_relu_double_rounding(codes: Codes, source: Affine, out: Affine, slope: float) -> Codes:
     """LiteRT's reference kernel: two 31-bit multipliers, of float32 ratios, two roundings."""
     steps = codes - int(source.zero_point)
     above, below = _leaky_ratios(source, out, slope)

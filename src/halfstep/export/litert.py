@@ -28,9 +28,7 @@ IO = ("float", "int8")
 _MAKES_BOUNDS = frozenset({"conv", "linear", "add", "sub", "mul"})
 
 
-def export(
-    program: IntProgram, path: str | Path, io: Literal["float", "int8"] = "float"
-) -> None:
+def export(program: IntProgram, path: str | Path, io: Literal["float", "int8"] = "float") -> None:
     """Write ``program`` to ``path``; complete or not at all.
 
     Args:
@@ -176,9 +174,7 @@ class Writer:
         if not steps:
             self._own[name] = self._named(name)
             return self._own[name]
-        return self.temporary(
-            f"{name}/0", layout.shape if in_order else layout.file_shape, name
-        )
+        return self.temporary(f"{name}/0", layout.shape if in_order else layout.file_shape, name)
 
     def _finish(self, op: Op) -> None:
         last = len(self.file.graph.operators) - 1
@@ -223,9 +219,7 @@ class Writer:
         sizes = self.constant(np.asarray(shape, np.int32))
         self.file.operator("RESHAPE", [source, sizes], out, "ReshapeOptions", newShape=list(shape))
 
-    def transposed(
-        self, source: int, shape: tuple[int, ...], perm: Any, out: int
-    ) -> None:
+    def transposed(self, source: int, shape: tuple[int, ...], perm: Any, out: int) -> None:
         """``out`` is ``source`` with its axes permuted."""
         perm = tuple(int(axis) for axis in perm)
         if keeps_order(shape, perm):
@@ -236,9 +230,7 @@ class Writer:
 
     def _named(self, name: str) -> int:
         tensor = self.program.tensor(name)
-        return self.file.tensor(
-            name, self.layouts[name].file_shape, tensor.dtype, tensor.grid
-        )
+        return self.file.tensor(name, self.layouts[name].file_shape, tensor.dtype, tensor.grid)
 
 
 def _outer_edges(program: IntProgram) -> dict[str, str]:
@@ -267,4 +259,3 @@ def _outer_edges(program: IntProgram) -> dict[str, str]:
             )
         edges[name] = maker.inputs[0]
     return edges
-

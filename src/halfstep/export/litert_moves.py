@@ -79,7 +79,9 @@ def _pad(writer: "Writer", op: Op) -> None:
         margins = [(max(before, 0), max(after, 0)) for before, after in margins]
         inner = any(map(any, margins))
         cropped = (
-            writer.temporary(f"{op.output}/cropped", shape, op.output) if inner else writer.begin(op)
+            writer.temporary(f"{op.output}/cropped", shape, op.output)
+            if inner
+            else writer.begin(op)
         )
         strided(writer, source, layout.file_shape, windows, cropped)
         if not inner:

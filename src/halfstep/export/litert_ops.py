@@ -1,7 +1,7 @@
 """The operators of each kind of operation: ``EMITTERS[kind](writer, op)``.
 
 The same operators compute on codes and on real values; the types of their tensors decide.
-Windows over space are in ``litert_windows``, moves of values in ``litert_moves``.
+Convolutions, pools and moves of values have files of their own.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from halfstep.export.litert_convolutions import CONVOLUTIONS
 from halfstep.export.litert_moves import MOVES
+from halfstep.export.litert_pools import POOLS
 from halfstep.export.litert_weights import bias_tensor, weight_tensor
-from halfstep.export.litert_windows import WINDOWS
 from halfstep.program.ir import Op
 
 if TYPE_CHECKING:
@@ -159,9 +160,7 @@ def _clamp(writer: "Writer", op: Op) -> None:
     _clipped(writer, op, source, op.attrs["low"], op.attrs["high"])
 
 
-def _clipped(
-    writer: "Writer", op: Op, source: int, low: float | None, high: float | None
-) -> None:
+def _clipped(writer: "Writer", op: Op, source: int, low: float | None, high: float | None) -> None:
     steps = [(k, e) for k, e in (("MAXIMUM", low), ("MINIMUM", high)) if e is not None]
     shape = writer.layouts[op.output].file_shape
     for index, (kind, end) in enumerate(steps):
@@ -224,9 +223,7 @@ def _layer_norm(writer: "Writer", op: Op) -> None:
         return made
 
     mean = step("MEAN", [source, axes], "ReducerOptions", True, keepDims=True)
-    squares = step(
-        "SQUARED_DIFFERENCE", [source, mean], "SquaredDifferenceOptions", small=False
-    )
+    squares = step("SQUARED_DIFFERENCE", [source, mean], "SquaredDifferenceOptions", small=False)
     variance = step("MEAN", [squares, axes], "ReducerOptions", True, keepDims=True)
     eps = writer.constant(np.asarray([op.attrs["eps"]], np.float32))
     factor = step("RSQRT", [step("ADD", [variance, eps], "AddOptions", True)], "", True)
@@ -285,5 +282,6 @@ EMITTERS: dict[str, Emitter] = {
     "prelu": _prelu,
     **_FUNCTIONS,
     **MOVES,
-    **WINDOWS,
+    **CONVOLUTIONS,
+    **POOLS,
 }

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfstep.core.grid import Affine
+from halfstep.core.qtype import INT32
+from halfstep.program.ir import Op
 
 if TYPE_CHECKING:
     from halfstep.export.litert import Writer
@@ -52,9 +54,20 @@ def bias_tensor(
     return writer.file.tensor(f"{name}{suffix}", values.shape, tensor.dtype, grid, values)
 
 
-def _per_channel(
-    grid: Affine | None, n_channels: int, axis: int, channels: slice
-) -> Affine | None:
+def no_bias(writer: "Writer", op: Op) -> int:
+    """Zeros in place of a bias, for operators that need one."""
+    source, weight = (writer.program.tensor(name) for name in op.inputs[:2])
+    n_channels = writer.layouts[op.output].shape[1]
+    if source.grid is None or weight.grid is None:
+        return writer.constant(np.zeros(n_channels, np.float32))
+    scale = source.grid.scale * np.broadcast_to(weight.grid.scale, n_channels)
+    grid = Affine(INT32, scale, np.zeros(n_channels, np.int32), axis=0)
+    return writer.file.tensor(
+        f"{op.output}/no_bias", (n_channels,), "int32", grid, np.zeros(n_channels, np.int32)
+    )
+
+
+def _per_channel(grid: Affine | None, n_channels: int, axis: int, channels: slice) -> Affine | None:
     if grid is None:
         return None
     scale = grid.scale[channels] if grid.axis is not None else np.full(n_channels, grid.scale)

@@ -27,10 +27,8 @@ def export(program: IntProgram, path: str | Path, **options: Any) -> None:
         raise ExportError(f"target '{target.name}' has no artifact; the engine runs its programs")
     writer = resolve(target.export)
     known = list(inspect.signature(writer).parameters)[2:]
-    for name in options:
+    for name, value in options.items():
         if name not in known:
-            raise ExportError(
-                f"{name}={options[name]!r}: the writer of target '{target.name}' has "
-                f"{'the options ' + ', '.join(known) if known else 'no options'}"
-            )
+            found = f"has the options {', '.join(known)}" if known else "has no options"
+            raise ExportError(f"{name}={value!r}: the writer of target '{target.name}' {found}")
     writer(program, path, **options)

@@ -60,14 +60,18 @@ class LiteRTModel:
         self._check(content)
         model = schema().ModelT.InitFromPackedBuf(content, 0)
         notes = self._notes(model)
-        self.layouts = {name: Layout(**_tuples(fields)) for name, fields in notes["tensors"].items()}
+        tensors: dict[str, dict[str, Any]] = notes["tensors"]
+        self.layouts = {name: Layout(**_tuples(fields)) for name, fields in tensors.items()}
         self._formulas: dict[str, str] = notes["quantize"]
         self.sites = tuple(sites)
         if self.sites:
             content = self._exposing(model)
         self.interpreter = self._open(content, threads or os.cpu_count() or 1)
         signature = self.interpreter._get_full_signature_list()[SIGNATURE]
-        self._inputs: dict[str, int] = signature["inputs"]
+        names = {index: name for name, index in signature["inputs"].items()}
+        # The signature sorts its names; the order of the file is that of the program.
+        order = [int(detail["index"]) for detail in self.interpreter.get_input_details()]
+        self._inputs = {names[index]: index for index in order}
         self._outputs: dict[str, int] = signature["outputs"]
         self._details = {
             int(detail["index"]): detail for detail in self.interpreter.get_tensor_details()
@@ -249,5 +253,3 @@ def _text(name: Any) -> str:
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-
-

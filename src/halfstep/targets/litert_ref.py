@@ -5,6 +5,8 @@ again by ``tests/runtimes``. These kernels define the format's arithmetic; micro
 descend from them. Speed is not their purpose.
 """
 
+from collections.abc import Sequence
+
 from halfstep.core import tables
 from halfstep.core.execution import BATCH, Execution
 from halfstep.core.qtype import INT8, INT8_NARROW
@@ -20,8 +22,21 @@ def _counts_as_asked(facts: OpFacts) -> str:
         return "an average with a divisor of its own has no kernel"
     if facts.attrs["ceil_mode"]:
         return "an average over windows that reach beyond the padding has no kernel"
-    uneven = any(map(any, facts.attrs["padding"])) and not facts.attrs["count_include_pad"]
-    return "an average that leaves out its padding stays float here" if uneven else ""
+    counted = facts.attrs["count_include_pad"] or not any(map(any, facts.attrs["padding"]))
+    if counted or all(map(_is_same, facts.shapes[0][2:], *_windows(facts))):
+        return ""
+    return "an average that leaves out other padding than TensorFlow's 'same' has no kernel"
+
+
+def _windows(facts: OpFacts) -> tuple[Sequence[int], Sequence[int], Sequence[tuple[int, int]]]:
+    return facts.attrs["kernel"], facts.attrs["stride"], facts.attrs["padding"]
+
+
+def _is_same(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> bool:
+    """Whether the padding of one axis is that of the format's mode of this name."""
+    out = -(-size // stride)
+    total = max((out - 1) * stride + kernel - size, 0)
+    return padding == (total // 2, total - total // 2)
 
 
 def _no_new_values(facts: OpFacts) -> str:
@@ -62,12 +77,8 @@ RULES = {
     "softmax": OpRule(
         _INTEGER, "fixed_point", refuses=_short_rows, output_calibrator="unit_interval"
     ),
-    "sigmoid": OpRule(
-        _INTEGER, output_calibrator="unit_interval", table=tables.sigmoid_rounded
-    ),
-    "tanh": OpRule(
-        _INTEGER, output_calibrator="signed_unit_interval", table=tables.tanh_rounded
-    ),
+    "sigmoid": OpRule(_INTEGER, output_calibrator="unit_interval", table=tables.sigmoid_rounded),
+    "tanh": OpRule(_INTEGER, output_calibrator="signed_unit_interval", table=tables.tanh_rounded),
     "gelu": OpRule(_INTEGER, table=tables.gelu_rounded),
     "relu": OpRule(_INTEGER, table=tables.relu_double_rounding),
     "leaky_relu": OpRule(_INTEGER, table=tables.leaky_relu_double_rounding),
