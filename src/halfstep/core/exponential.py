@@ -33,7 +33,7 @@ def fixed_point_constant(real: float, integer_bits: int = 0) -> int:
     >>> fixed_point_constant(1 / 3), fixed_point_constant(48 / 17, 2)
     (715827883, 1515870810)
     """
-    return round(real * 2 ** (31 - integer_bits))
+    return round(math.ldexp(real, 31 - integer_bits))
 
 
 _THIRD = fixed_point_constant(1 / 3)

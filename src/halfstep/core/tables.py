@@ -106,7 +106,8 @@ def _rounded(
     """``f(x) * f32(1 / s)`` rounded half away from zero."""
     steps = function(source.dequantize(codes)) * (F(1) / F(out.scale))
     nearest = np.trunc(steps + np.copysign(F(0.5), steps))
-    return nearest.astype(np.int64) + int(out.zero_point)
+    found: Codes = nearest.astype(np.int64) + int(out.zero_point)
+    return found
 
 
 def _exact(function: Callable[..., NDArray[np.float64]], x: Reals) -> Reals:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _max_pool(writer: "Writer", op: Op) -> None:
     window = Window.of(op, op.attrs["kernel"])
-    lowest: np.generic = np.finfo(np.float32).min
+    lowest = float(np.finfo(np.float32).min)
     if not writer.real(op):
         lowest = np.iinfo(writer.program.grid(op.inputs[0]).qtype.storage).min
     if window.dilation != (1, 1):

@@ -31,10 +31,10 @@ class Window:
     @classmethod
     def of(cls, op: Op, kernel: tuple[int, ...]) -> "Window":
         """That of an operation over one or two axes."""
-        ones = (1,) * len(kernel)
-        fields = kernel, op.attrs["stride"], op.attrs.get("dilation", ones)
+        dilation = op.attrs.get("dilation", (1,) * len(kernel))
         margins = tuple(map(tuple, op.attrs["padding"]))
-        return cls(*(_two(field, 1) for field in fields), _two(margins, (0, 0)))
+        sizes = (_two(kernel, 1), _two(op.attrs["stride"], 1), _two(dilation, 1))
+        return cls(*sizes, padding=_two(margins, (0, 0)))
 
     def same_as_format(self, sizes: Pair, out: Pair) -> bool:
         """Whether the padding is what the format calls "same"."""

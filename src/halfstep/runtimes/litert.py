@@ -196,7 +196,8 @@ class LiteRTModel:
         if values.dtype != np.int8:
             return values
         scale, zero = self._details[index]["quantization"]
-        return np.float32(scale) * (values.astype(np.int32) - zero).astype(np.float32)
+        steps = values.astype(np.int32) - int(zero)
+        return np.asarray(np.float32(scale) * steps.astype(np.float32))
 
     def _joined(self, name: str, parts: list[Values]) -> Values:
         index = self._outputs.get(name, self._index.get(name, -1))
