@@ -25,6 +25,8 @@ from halfstep.program.ir import IntProgram, Op
 
 LAYOUT = "halfstep.layout"
 IO = ("float", "int8")
+# An operator that follows another: its kind, its other inputs, its options and their values.
+Step = tuple[str, list[int], str, dict[str, Any]]
 _MAKES_BOUNDS = frozenset({"conv", "linear", "add", "sub", "mul"})
 
 
@@ -65,8 +67,9 @@ class Writer:
         self.file = LiteRTFile()
         self._own: dict[str, int] = {}
         self._others: dict[tuple[str, tuple[int, ...], tuple[int, ...]], int] = {}
-        self._constants: dict[tuple[str, tuple[int, ...], bytes, str], int] = {}
-        self._pending: list[tuple[str, list[int], str, dict[str, Any]]] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes, bytes], int] = {}
+        self._weights: dict[tuple[str, tuple[int, ...], bytes], int] = {}
+        self._pending: list[Step] = []
         self._edges = _outer_edges(program) if codes_outside else {}
         self.inputs = {name: self._edges.get(name, name) for name in program.inputs}
         for name in self.inputs.values():
@@ -160,11 +163,10 @@ class Writer:
         What it takes to get from there to the named tensor follows when ``op`` is written.
         """
         name, layout = op.output, self.layouts[op.output]
-        steps: list[tuple[str, list[int], str, dict[str, Any]]] = []
+        steps: list[Step] = []
         in_order = in_order and layout.perm != tuple(range(len(layout.shape)))
         if in_order:
-            perm = self.constant(np.asarray(layout.perm, np.int32))
-            steps.append(("TRANSPOSE", [perm], "TransposeOptions", {}))
+            steps.append(self._permutation(layout.shape, layout.perm))
         if self.activation(op) is None:
             grid = self.program.grid(name)
             for kind, code in zip(("MAXIMUM", "MINIMUM"), bounds(self.program, op), strict=True):
@@ -206,13 +208,21 @@ class Writer:
 
     def constant(self, values: NDArray[Any], grid: Affine | None = None) -> int:
         """A constant, written once."""
-        key = (values.dtype.name, values.shape, values.tobytes(), str(grid))
+        meaning = b"" if grid is None else grid.scale.tobytes() + grid.zero_point.tobytes()
+        key = (values.dtype.name, values.shape, values.tobytes(), meaning)
         if key not in self._constants:
             name = f"constant/{len(self._constants)}"
             self._constants[key] = self.file.tensor(
                 name, values.shape, values.dtype.name, grid, values
             )
         return self._constants[key]
+
+    def weight(self, name: str, dtype: str, grid: Affine | None, values: NDArray[Any]) -> int:
+        """A constant with a name, written once for all operations that share it."""
+        key = (name, values.shape, values.tobytes())
+        if key not in self._weights:
+            self._weights[key] = self.file.tensor(name, values.shape, dtype, grid, values)
+        return self._weights[key]
 
     def reshaped(self, source: int, shape: tuple[int, ...], out: int) -> None:
         """``out`` is ``source`` in another shape."""
@@ -221,12 +231,18 @@ class Writer:
 
     def transposed(self, source: int, shape: tuple[int, ...], perm: Any, out: int) -> None:
         """``out`` is ``source`` with its axes permuted."""
+        kind, others, options, attrs = self._permutation(shape, perm)
+        self.file.operator(kind, [source, *others], out, options, **attrs)
+
+    def _permutation(self, shape: tuple[int, ...], perm: Any) -> Step:
+        """A transpose, or a reshape where nothing but axes of size 1 moves."""
         perm = tuple(int(axis) for axis in perm)
         if keeps_order(shape, perm):
-            self.reshaped(source, tuple(shape[axis] for axis in perm), out)
-            return
+            sizes = [shape[axis] for axis in perm]
+            numbers = self.constant(np.asarray(sizes, np.int32))
+            return "RESHAPE", [numbers], "ReshapeOptions", {"newShape": sizes}
         axes = self.constant(np.asarray(perm, np.int32))
-        self.file.operator("TRANSPOSE", [source, axes], out, "TransposeOptions")
+        return "TRANSPOSE", [axes], "TransposeOptions", {}
 
     def _named(self, name: str) -> int:
         tensor = self.program.tensor(name)

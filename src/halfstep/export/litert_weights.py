@@ -36,13 +36,8 @@ def weight_tensor(
         suffix: behind the name, where several tensors are made of one.
     """
     tensor = writer.program.tensor(name)
-    return writer.file.tensor(
-        f"{name}{suffix}",
-        values.shape,
-        tensor.dtype,
-        _per_channel(tensor.grid, values.shape[axis], axis, channels),
-        values,
-    )
+    grid = _per_channel(tensor.grid, values.shape[axis], axis, channels)
+    return writer.weight(f"{name}{suffix}", tensor.dtype, grid, values)
 
 
 def bias_tensor(
@@ -51,7 +46,7 @@ def bias_tensor(
     """A bias, or the part of it for some channels."""
     tensor, values = writer.program.tensor(name), writer.program.constant(name)[channels]
     grid = _per_channel(tensor.grid, values.size, 0, channels)
-    return writer.file.tensor(f"{name}{suffix}", values.shape, tensor.dtype, grid, values)
+    return writer.weight(f"{name}{suffix}", tensor.dtype, grid, values)
 
 
 def no_bias(writer: "Writer", op: Op) -> int:
