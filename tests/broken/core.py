@@ -444,6 +444,14 @@ def mean_offset_outside(total: Array, count: int, si: Any, so: Any, zi: int, zo:
     return np.rint(total.astype(np.float32) * multiplier) + zo
 
 
+def mean_with_zeros_taken_off_first(
+    total: Array, count: int, si: Any, so: Any, zi: int, zo: int
+) -> Array:
+    """As XNNPACK was believed to compute: right for most codes."""
+    multiplier = (si / so) * (np.float32(1) / np.float32(count))
+    return np.rint(total.astype(np.float32) * multiplier + np.float32(zo))
+
+
 def mean_multiplied_in_turn(total: Array, count: int, si: Any, so: Any, zi: int, zo: int) -> Array:
     return np.rint(total.astype(np.float32) * (si / so) / np.float32(count)) + zo
 
@@ -456,6 +464,7 @@ def mean_undivided_multiplier(total: Array, n: int, si: Any, so: Any, zi: int, z
 MEAN_SPECIMENS = {
     "multiplied_in_turn": ("divided_scale", mean_multiplied_in_turn),
     "offset_outside": ("offset_inside", mean_offset_outside),
+    "zeros_taken_off_first": ("raw_codes", mean_with_zeros_taken_off_first),
     "undivided_multiplier": ("double_rounding", mean_undivided_multiplier),
 }
 

@@ -51,6 +51,11 @@ def exact_double_rounding(acc: int, si: float, sw: float, so: float) -> int:
     return round_twice(acc, *fixed_point(float(si) * float(sw) / float(so)))
 
 
+def exact_double_rounding_product(acc: int, si: float, sw: float, so: float) -> int:
+    product = nearest_float32(rational(si) * rational(sw))
+    return round_twice(acc, *fixed_point(float(product) / float(so)))
+
+
 def exact_single_rounding(acc: int, si: float, sw: float, so: float) -> int:
     q, shift = fixed_point(float(si) * float(sw) / float(so))
     return half_up(Fraction(acc * q) * Fraction(2) ** (shift - 31))
@@ -64,6 +69,7 @@ def exact_single_rounding_away(acc: int, si: float, sw: float, so: float) -> int
 EXACT = {
     "float": exact_float,
     "double_rounding": exact_double_rounding,
+    "double_rounding_product": exact_double_rounding_product,
     "single_rounding": exact_single_rounding,
     "single_rounding_away": exact_single_rounding_away,
 }

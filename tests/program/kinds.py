@@ -190,14 +190,14 @@ CODES: dict[str, Case] = {
     ),
     **{
         f"global_avg_pool {formula}": one_operand("global_avg_pool", (2, 4, 1, 1), formula=formula)
-        for formula in ("divided_scale", "offset_inside", "double_rounding")
+        for formula in ("divided_scale", "offset_inside", "raw_codes", "double_rounding")
     },
     "avg_pool half_away": copied_average(),
     **{
         f"mean {formula}": one_operand(
             "mean", (2, 4, 5), attrs={"axes": (2,), "keepdim": False}, formula=formula
         )
-        for formula in ("offset_inside", "double_rounding")
+        for formula in ("raw_codes", "double_rounding")
     },
     **{
         f"softmax {formula} of probabilities": probabilities(formula)

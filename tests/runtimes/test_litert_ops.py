@@ -154,11 +154,7 @@ WINDOWS = [
         lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
         floats=("avg_pool",),
     ),
-    between(
-        "average pool, divisor",
-        lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5),
-        floats=("avg_pool",),
-    ),
+    between("average pool, divisor", lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5)),
     op("average pool, 1-D", lambda m, x: F.avg_pool1d(m(x), 2), nn.Conv1d(3, 4, 1), shape=(3, 9)),
     between("nearest", lambda x: F.interpolate(x, scale_factor=3)),
     between(
@@ -237,8 +233,8 @@ MOVES = [
     ),
     op(
         "flatten that something else reads",
-        lambda m, n, x: (n(m(x).flatten(1)), m(x).flatten(1))[1] * 2,
-        *(nn.Conv2d(3, 4, 3, 2), nn.Linear(36, 5)),
+        lambda m, x: m(x).flatten(1) * 2,
+        nn.Conv2d(3, 4, 3, 2),
         transposes=1,
     ),
     Case("embedding", Call(lambda e, m, x: m(e(x)), nn.Embedding(11, 8), nn.Linear(8, 4)), words),

@@ -67,7 +67,7 @@ RULES = {
     "conv": OpRule(_INTEGER, "double_rounding"),
     "conv_transpose": OpRule(_INTEGER, "double_rounding"),
     "linear": OpRule(_INTEGER, "single_rounding_away"),
-    "matmul": OpRule(_INTEGER, "double_rounding"),
+    "matmul": OpRule(_INTEGER, "double_rounding_product"),
     "add": OpRule(_INTEGER, "double_rounding"),
     "sub": OpRule(_INTEGER, "double_rounding"),
     "mul": OpRule(_INTEGER, "double_rounding"),

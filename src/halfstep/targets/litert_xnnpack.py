@@ -21,8 +21,8 @@ _FORMULAS = {
     "add": "twenty_bits",
     "sub": "twenty_bits",
     "mul": "float",
-    "global_avg_pool": "offset_inside",
-    "mean": "offset_inside",
+    "global_avg_pool": "raw_codes",
+    "mean": "raw_codes",
     "softmax": "reciprocal",
 }
 
