@@ -301,6 +301,20 @@ def test_every_type_of_weights(weights: str, per_channel: bool, tmp_path: Path) 
         assert verdict.status is hs.Status.EXACT, str(verdict)
 
 
+def test_a_shared_grid_is_not_dictated(tmp_path: Path) -> None:
+    """Probabilities beside other values: a table, and not the operator with a grid of its own."""
+    together = Call(lambda m, x: torch.cat([m(x), m(x).sigmoid()], 1), nn.Conv2d(3, 4, 1))
+    alone = Call(lambda m, x: torch.cat([m(x).sigmoid(), x.sigmoid()], 1), nn.Conv2d(3, 4, 1))
+    for target in TARGETS:
+        for module, operator in ((together, "GATHER"), (alone, "LOGISTIC")):
+            made = lowered(module, normal_inputs(IMAGE), target=target)
+            assert made.plan.specs["sigmoid:out"].dictated == (operator == "LOGISTIC")
+            hs.export(made.program, tmp_path / "model.tflite")
+            assert operator in operators(tmp_path / "model.tflite")
+            verdict = hs.verify(made.program, tmp_path / "model.tflite", made.samples(1))
+            assert verdict.status is hs.Status.EXACT, str(verdict)
+
+
 @pytest.mark.parametrize("activations", ["uint8", "int4", "int16"])
 def test_other_activations_are_refused(activations: str) -> None:
     graph = hs.capture(seeded(nn.Conv2d(3, 4, 1)), normal(2, *IMAGE))

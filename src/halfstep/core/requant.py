@@ -8,7 +8,7 @@ over ``scale_out``, rounded, plus the zero point. Runtimes differ in how they mu
 |----------------|------------------------------------------|------------------------------------|
 | float          | ``f32(f32(s_in * s_w) / s_out)``           | product in float32, half to even   |
 | double_rounding| 31-bit integer and shift                 | nearest 2^-31, then nearest 2^-n   |
-| double_rounding_product | of ``f32(s_a * s_b) / s_out`` | as double_rounding                 |
+| double_rounding_product | of ``f32(s_in * s_w) / s_out`` | as double_rounding            |
 | single_rounding| 31-bit integer and shift                 | once, half up                      |
 | single_rounding_away | 31-bit integer and shift           | once, half away from zero          |
 

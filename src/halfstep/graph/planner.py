@@ -10,7 +10,7 @@ from halfstep.choices import check_types
 from halfstep.core.execution import BATCH, Execution
 from halfstep.core.qtype import QType
 from halfstep.core.spec import QuantSpec
-from halfstep.core.target import Target
+from halfstep.core.target import OpRule, Target
 from halfstep.errors import PlanError
 from halfstep.graph.capture import Graph
 from halfstep.graph.match import MASK_REASON, Unit, Units, find_units
@@ -190,9 +190,29 @@ def _fixed_outputs(
         if rule is None or rule.output_calibrator is None or how[unit.name] not in QUANTIZED:
             continue
         group = next((g for g in groups if unit.out in g), (unit.out,))
+        if rule.table is not None and _others_made(units, target, how, group, rule):
+            continue  # what has a table can look it up on any grid, and leaves others theirs
         for site in group:
             fixed[site] = replace(specs[site], calibrator=rule.output_calibrator)
     return fixed
+
+
+def _others_made(
+    units: Units,
+    target: Target,
+    how: Mapping[str, Execution],
+    group: tuple[str, ...],
+    rule: OpRule,
+) -> bool:
+    """Whether a group has values that a kernel with this rule's grid did not make."""
+    copied = {u.out for u in units.units if how[u.name] is Execution.COPY}
+    alike = {
+        u.out
+        for u in units.units
+        if u.kind in target.rules
+        and target.rules[u.kind].output_calibrator == rule.output_calibrator
+    }
+    return not set(group) <= copied | alike
 
 
 def _with_ends(plan: Plan, units: Units, qtype: QType) -> Plan:
