@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "core": frozenset({"errors"}),
     "program": PLAIN | {"core"},
     "export": PLAIN | {"core", "program"},
-    "runtimes": PLAIN | {"core", "program"},
+    "runtimes": PLAIN | {"core", "program", "export"},  # what it opens, something wrote
     "targets": PLAIN | {"core", "program", "export", "runtimes"},
     # the training world
     "quant": PLAIN | {"core"},

@@ -19,7 +19,7 @@ from halfstep.errors import DataError, ExportError, RuntimeUnavailableError
 from halfstep.export.litert_file import LiteRTFile
 from halfstep.export.litert_layout import Layout, channels_last
 from halfstep.runtimes.litert import DefaultKernels, ReferenceKernels
-from tests.models import Residual, seeded
+from tests.models import CallTwo, Residual, seeded
 from tests.pipeline import Lowered, arrays, lowered, normal_inputs
 
 pytest.importorskip("ai_edge_litert")
@@ -138,10 +138,11 @@ def with_formula(program: hs.IntProgram, kind: str, formula: str) -> hs.IntProgr
     ("target", "kind"), [(target, kind) for target, kinds in WRONG.items() for kind in kinds]
 )
 def test_a_wrong_formula_is_found(target: str, kind: str, tmp_path: Path) -> None:
-    """Sums on scales that are powers of two, where there are ties."""
-    edit = (lambda plan: plan.edit("*", pow2=True)) if kind == "conv" else (lambda plan: plan)
-    inputs = normal_inputs((3, 12, 12))
-    this = lowered(Residual(16, 16), inputs, target=target, edit=edit)
+    """On scales that are powers of two, where there are ties."""
+    image = (3, 12, 12)
+    module = {"conv": nn.Conv2d(3, 16, 3), "add": CallTwo(torch.add)}[kind]
+    inputs = normal_inputs(image) if kind == "conv" else normal_inputs(image, image)
+    this = lowered(module, inputs, target=target, edit=lambda plan: plan.edit("*", pow2=True))
     path = exported(this, tmp_path)
     assert hs.verify(this.program, path, this.samples()).status is hs.Status.EXACT
     wrong = with_formula(this.program, kind, WRONG[target][kind])
