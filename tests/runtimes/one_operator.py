@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from halfstep.core.grid import Affine
 from halfstep.core.qtype import INT8, INT8_NARROW, INT32, QType
-from halfstep.export.litert_file import LiteRTFile
+from halfstep.formats.tflite import LiteRTFile
 
 Array = NDArray[Any]
 F = np.float32

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import halfstep as hs
 from halfstep.errors import DataError, ExportError, RuntimeUnavailableError
-from halfstep.export.litert_file import LiteRTFile
-from halfstep.export.litert_layout import Layout, channels_last
+from halfstep.formats.layout import Layout, channels_last
+from halfstep.formats.tflite import LiteRTFile
 from halfstep.runtimes.litert import DefaultKernels, ReferenceKernels
 from tests.models import CallTwo, Residual, seeded
 from tests.pipeline import Lowered, arrays, lowered, normal_inputs
@@ -179,6 +179,12 @@ def test_codes_outside_need_codes_at_the_ends(tmp_path: Path) -> None:
     this = lowered(module, normal_inputs((8,)), target="litert_ref", redraw=False)
     with pytest.raises(ExportError, match=r"^output: asked for io='int8', but a float operation"):
         exported(this, tmp_path, io="int8")
+
+
+def test_a_computed_weight_has_no_form(tmp_path: Path) -> None:
+    this = lowered(CallTwo(F.linear), normal_inputs((8,), (8,)), target="litert_ref")
+    with pytest.raises(ExportError, match=r"its weight is computed, and a linear of LiteRT has a"):
+        exported(this, tmp_path)
 
 
 def test_damaged_and_foreign_files_are_refused(made: dict[str, Lowered], tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from halfstep.core.execution import Execution
 from halfstep.core.grid import Affine
 from halfstep.errors import ExportError
 from halfstep.export.litert_activation import bounds, fused_activation
-from halfstep.export.litert_file import LiteRTFile
-from halfstep.export.litert_layout import find_layouts, keeps_order
+from halfstep.export.litert_layout import find_layouts
 from halfstep.export.litert_ops import EMITTERS
 from halfstep.files import write_atomically
+from halfstep.formats.layout import LAYOUT, keeps_order
+from halfstep.formats.tflite import LiteRTFile
+from halfstep.program.bounds import WEIGHTED
 from halfstep.program.ir import IntProgram, Op
 
-LAYOUT = "halfstep.layout"
 IO = ("float", "int8")
 # An operator that follows another: its kind, its other inputs, its options and their values.
 Step = tuple[str, list[int], str, dict[str, Any]]
@@ -81,6 +82,10 @@ class Writer:
             return  # at an edge where codes go in and out
         if op.kind not in EMITTERS:
             raise ExportError(f"{op.output}: {op.kind} has no form in LiteRT")
+        if op.kind in WEIGHTED and self.program.tensor(op.inputs[1]).data is None:
+            raise ExportError(
+                f"{op.output}: its weight is computed, and a {op.kind} of LiteRT has a constant one"
+            )
         EMITTERS[op.kind](self, op)
         self._finish(op)
 

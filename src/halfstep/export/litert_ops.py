@@ -5,10 +5,12 @@ Convolutions, pools and moves of values have files of their own.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from halfstep.core.grid import Affine
 from halfstep.export.litert_convolutions import CONVOLUTIONS
 from halfstep.export.litert_moves import MOVES
 from halfstep.export.litert_pools import POOLS
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from halfstep.export.litert import Writer
 
 Emitter = Callable[["Writer", Op], None]
+_FUSING = ("AddOptions", "SubOptions", "MulOptions")
 
 
 def _unary(kind: str, options: str = "", **attrs: Any) -> Emitter:
@@ -38,17 +41,14 @@ def _binary(kind: str, options: str = "") -> Emitter:
     return emit
 
 
-_FUSING = ("AddOptions", "SubOptions", "MulOptions")
-
-
 def _linear(writer: "Writer", op: Op) -> None:
     source, weight, *bias = op.inputs
     layout = writer.layouts[source]
     codes = writer.program.constant(weight)
     if layout.flattened:
         # The columns in the order in which the file has what was flattened.
-        grid = codes.reshape(len(codes), *layout.split[1:])
-        codes = grid.transpose(layout.perm).reshape(codes.shape)
+        columns = codes.reshape(len(codes), *layout.split[1:])
+        codes = columns.transpose(layout.perm).reshape(codes.shape)
     x = writer.own(source) if layout.flattened else writer.plain(source)
     operands = [x, weight_tensor(writer, weight, codes, 0)]
     operands += [bias_tensor(writer, name) for name in bias]
@@ -80,9 +80,8 @@ def _matmul(writer: "Writer", op: Op) -> None:
     writer.file.operator("BROADCAST_TO", [product, sizes], out, "BroadcastToOptions")
 
 
-def _before_alpha(writer: "Writer", op: Op) -> Any:
-    from dataclasses import replace
-
+def _before_alpha(writer: "Writer", op: Op) -> Affine:
+    """The grid of a product that ``alpha`` has not multiplied yet."""
     grid = writer.program.grid(op.output)
     return replace(grid, scale=grid.scale / np.float32(op.attrs["alpha"]))
 

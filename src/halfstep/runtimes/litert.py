@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from halfstep.core.elementwise import QUANTIZE
 from halfstep.errors import ExportError, RuntimeUnavailableError
-from halfstep.export.litert import LAYOUT
-from halfstep.export.litert_file import SIGNATURE, packed, schema
-from halfstep.export.litert_layout import Layout
+from halfstep.formats.layout import LAYOUT, Layout
+from halfstep.formats.tflite import SIGNATURE, packed, schema
 
 Values = NDArray[np.generic]
 
