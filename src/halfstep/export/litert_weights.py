@@ -24,8 +24,8 @@ def weight_tensor(
 ) -> int:
     """A weight as the file has it.
 
-    Always with a scale for each output channel: kernels that take one for all compute its
-    multiplier in another way.
+    Always with a scale for each output channel: kernels have other paths for one scale, which were
+    not measured.
 
     Args:
         writer: of the file.
