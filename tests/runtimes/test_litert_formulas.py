@@ -4,7 +4,12 @@ Each operator is a file of its own, run by the reference kernels and by the defa
 also runs formulas that are nearly right, and must find them wrong on the same data.
 """
 
+import os
 import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +43,7 @@ pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="measured on x86-64 only"),
 ]
 Array = NDArray[Any]
+ROOT = Path(__file__).parent.parent.parent
 TARGETS = [litert_ref.TARGET, litert_xnnpack.TARGET]
 both = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 
@@ -350,3 +356,27 @@ def test_softmax(target: Target) -> None:
         others = others_than(right, SOFTMAX, *arguments)
         tally.compare(found, SOFTMAX[right](*arguments), others, f"softmax of {length}, {scale}")
     assert sum(tally.wrong.values()) > 0, "the data cannot tell the formulas apart"
+
+
+ROW = """
+import numpy as np
+from tests.runtimes.one_operator import Value, grid, run_operator
+
+x = np.zeros((1, {length}), np.int8)
+out = x.shape, "int8", grid(1 / 256, -128)
+run_operator("litert_ref", "SOFTMAX", [Value(x, grid(0.1))], out, "SoftmaxOptions", beta=1.0)
+"""
+
+
+@pytest.mark.parametrize(("length", "ends"), [(511, False), (512, True)])
+def test_a_long_row_of_equal_codes_ends_the_process(length: int, ends: bool) -> None:
+    """Why the target refuses such rows: the kernel checks a shift, and aborts."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    found = subprocess.run(
+        [sys.executable, "-c", ROW.format(length=length)],
+        env={**os.environ, "PYTHONPATH": paths},
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert found.returncode == (-signal.SIGABRT if ends else 0), found.stderr
