@@ -30,8 +30,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     # the integer world: no torch
     "core": frozenset({"errors"}),
     "program": PLAIN | {"core"},
-    "export": PLAIN | {"core", "program"},
-    "runtimes": PLAIN | {"core", "program"},
+    "formats": PLAIN | {"core"},
+    "export": PLAIN | {"core", "program", "formats"},
+    "runtimes": PLAIN | {"core", "program", "formats"},
     "targets": PLAIN | {"core", "program", "export", "runtimes"},
     # the training world
     "quant": PLAIN | {"core"},
@@ -63,7 +64,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 """What each unit may import beside itself."""
 
-WITHOUT_TORCH = PLAIN | {"core", "program", "export", "runtimes", "targets", "data", "verify"}
+WITHOUT_TORCH = PLAIN | {
+    "core",
+    "program",
+    "formats",
+    "export",
+    "runtimes",
+    "targets",
+    "data",
+    "verify",
+}
 STANDARD_LIBRARY_ONLY = frozenset({"errors", "catalog"})
 TORCH_BACKEND = "program/backends/torch*.py"
 TORCH_BACKEND_MODULE = "halfstep.program.backends.torch"

@@ -56,6 +56,8 @@ CATALOG = (
     Entry("calibrator", "entropy", f"{_FOUND}.entropy:Entropy", "least KL divergence", _WU),
     Entry("calibrator", "mse", f"{_FOUND}.mse:Mse", "least squared error", _NAGEL),
     Entry("calibrator", "unit_interval", f"{_FOUND}.unit_interval:UnitInterval", "[0, 1)", _JACOB),
+    Entry("calibrator", "signed_unit_interval",
+          f"{_FOUND}.signed_unit_interval:SignedUnitInterval", "[-1, 1)", _MEASURED),
     Entry("quantizer", "ste", f"{_LEARNED}.ste:StraightThrough", "fixed grid", _KRISHNAMOORTHI),
     Entry("recipe", "ptq", "recipes.ptq:ptq", "fold, calibrate, lower", _KRISHNAMOORTHI),
     Entry("recipe", "krishnamoorthi_ptq", "recipes.krishnamoorthi_ptq:krishnamoorthi_ptq",
@@ -74,6 +76,10 @@ CATALOG = (
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
     Entry("target", "onnxruntime_any", "targets.onnxruntime_any:TARGET",
           "any x86-64 CPU: pairs of products fit int16", _MEASURED),
+    Entry("target", "litert_ref", "targets.litert_ref:TARGET",
+          "LiteRT's reference kernels", _MEASURED),
+    Entry("target", "litert_xnnpack", "targets.litert_xnnpack:TARGET",
+          "LiteRT's default: XNNPACK", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
 )
 # fmt: on

@@ -241,11 +241,16 @@ class _Lowering:
         return [site, name]
 
     def _table(self, unit: Unit, grid: Affine) -> str:
-        """For every input code the output code: float32 function values, quantized."""
+        """For every input code the output code."""
         name = f"{unit.name}:table"
         source = self._grid(unit.inputs[0])
         codes = np.arange(source.qtype.qmin, source.qtype.qmax + 1)
-        table = grid.quantize(TABLES[unit.kind](source.dequantize(codes), **unit.attrs))
+        kernel = self.target.rules[unit.kind].table
+        if kernel is None:
+            table = grid.quantize(TABLES[unit.kind](source.dequantize(codes), **unit.attrs))
+        else:
+            found = kernel(codes, source, grid, **unit.attrs)
+            table = np.clip(found, grid.qtype.qmin, grid.qtype.qmax).astype(grid.qtype.storage)
         self.tensors[name] = Tensor(name, table.shape, None, table.dtype.name, table)
         return name
 

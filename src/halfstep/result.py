@@ -28,7 +28,7 @@ _FILES = frozenset(
         "report.html",
     }
 )
-_PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
+_PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime", "ai-edge-litert")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.core.elementwise import quantize_division, quantize_reciprocal
+from halfstep.core.elementwise import SUB, quantize_division, quantize_reciprocal
 from halfstep.core.grid import Affine, FloatArray, IntArray
 from halfstep.core.qtype import QType
 from halfstep.core.requant import (
@@ -228,6 +228,7 @@ ACCUMULATOR_SPECIMENS = {
     "exact_accumulator": ("float", float_exact_accumulator),
     "single_for_double": ("double_rounding", ACCUMULATOR["single_rounding"]),
     "double_for_single": ("single_rounding", ACCUMULATOR["double_rounding"]),
+    "up_for_away": ("single_rounding_away", ACCUMULATOR["single_rounding"]),
     "float_for_double": ("double_rounding", ACCUMULATOR["float"]),
     "truncated_multiplier": ("single_rounding", _truncated_fixed_point),
 }
@@ -342,6 +343,24 @@ def add_dequantized_in_float64(
     return np.rint(real / sy) + zy
 
 
+def sub_of_the_other_order(
+    a: Array, b: Array, sa: Any, sb: Any, sy: Any, za: int, zb: int, zy: int
+) -> Array:
+    """The negative of the other difference: ties go the other way."""
+    return 2 * zy - SUB["twenty_bits"](b, a, sb, sa, sy, zb, za, zy)
+
+
+def sub_dequantized_for_double_rounding(
+    a: Array, b: Array, sa: Any, sb: Any, sy: Any, za: int, zb: int, zy: int
+) -> Array:
+    return SUB["dequantized"](a, b, sa, sb, sy, za, zb, zy)
+
+
+SUB_SPECIMENS = {
+    "other_order": ("twenty_bits", sub_of_the_other_order),
+    "dequantized": ("double_rounding", sub_dequantized_for_double_rounding),
+}
+
 ADD_SPECIMENS = {
     "offset_outside": ("fused", add_offset_outside),
     "unfused": ("fused", add_unfused),
@@ -425,6 +444,14 @@ def mean_offset_outside(total: Array, count: int, si: Any, so: Any, zi: int, zo:
     return np.rint(total.astype(np.float32) * multiplier) + zo
 
 
+def mean_with_zeros_taken_off_first(
+    total: Array, count: int, si: Any, so: Any, zi: int, zo: int
+) -> Array:
+    """As XNNPACK was believed to compute: right for most codes."""
+    multiplier = (si / so) * (np.float32(1) / np.float32(count))
+    return np.rint(total.astype(np.float32) * multiplier + np.float32(zo))
+
+
 def mean_multiplied_in_turn(total: Array, count: int, si: Any, so: Any, zi: int, zo: int) -> Array:
     return np.rint(total.astype(np.float32) * (si / so) / np.float32(count)) + zo
 
@@ -437,6 +464,7 @@ def mean_undivided_multiplier(total: Array, n: int, si: Any, so: Any, zi: int, z
 MEAN_SPECIMENS = {
     "multiplied_in_turn": ("divided_scale", mean_multiplied_in_turn),
     "offset_outside": ("offset_inside", mean_offset_outside),
+    "zeros_taken_off_first": ("raw_codes", mean_with_zeros_taken_off_first),
     "undivided_multiplier": ("double_rounding", mean_undivided_multiplier),
 }
 

@@ -53,3 +53,25 @@ SOFTMAX_SPECIMENS: dict[str, tuple[str, Callable[..., Array]]] = {
     "offset inside": ("dequantized", _offset_inside),
     "sum in float64": ("dequantized", _sum_in_float64),
 }
+
+
+def _nearest_even(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    """Rounded half to even, not by adding a half."""
+    powers, total = _parts(x, axis, n, scale_in, 0.0)
+    return np.rint(powers * (F(1) / (total * scale_out))) + zero
+
+
+def exponential_of_float64(raw: Array) -> Array:
+    """What fixed point approximates."""
+    return np.minimum(np.rint(np.exp(raw / 2.0**26) * 2.0**31), 2**31 - 1)
+
+
+def reciprocal_of_float64(raw: Array, integer_bits: int) -> tuple[Array, Array]:
+    """What Newton's method approximates."""
+    length = np.frexp(raw.astype(float))[1]
+    return np.rint(2.0 ** (length + 30) / raw), length + integer_bits - 32
+
+
+LITERT_SPECIMENS: dict[str, tuple[str, Callable[..., Array]]] = {
+    "nearest even": ("reciprocal", _nearest_even),
+}

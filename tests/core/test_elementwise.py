@@ -86,9 +86,12 @@ def twenty_bit_multipliers(sa: float, sb: float, sy: float) -> tuple[int, int, i
     return half_even(ra * 2**shift), half_even(rb * 2**shift), shift
 
 
-def exact_twenty_bits(a, b, sa, sb, sy, za, zb, zy) -> int:
-    ma, mb, shift = twenty_bit_multipliers(sa, sb, sy)
-    return half_up(Fraction((a - za) * ma + (b - zb) * mb, 2**shift)) + zy
+def exact_twenty_bits(operate: Callable[[int, int], int]) -> Callable[..., int]:
+    def formula(a, b, sa, sb, sy, za, zb, zy) -> int:
+        ma, mb, shift = twenty_bit_multipliers(sa, sb, sy)
+        return half_up(Fraction(operate((a - za) * ma, (b - zb) * mb), 2**shift)) + zy
+
+    return formula
 
 
 def add_multipliers(sa: float, sb: float, sy: float) -> list[tuple[int, int]]:
@@ -96,10 +99,13 @@ def add_multipliers(sa: float, sb: float, sy: float) -> list[tuple[int, int]]:
     return [fixed_point(real) for real in (sa / common, sb / common, common / (2**20 * float(sy)))]
 
 
-def exact_add_double_rounding(a, b, sa, sb, sy, za, zb, zy) -> int:
-    of_a, of_b, of_y = add_multipliers(float(sa), float(sb), float(sy))
-    total = round_twice((a - za) * 2**20, *of_a) + round_twice((b - zb) * 2**20, *of_b)
-    return round_twice(total, *of_y) + zy
+def exact_double_rounding(operate: Callable[[int, int], int]) -> Callable[..., int]:
+    def formula(a, b, sa, sb, sy, za, zb, zy) -> int:
+        of_a, of_b, of_y = add_multipliers(float(sa), float(sb), float(sy))
+        first, second = round_twice((a - za) * 2**20, *of_a), round_twice((b - zb) * 2**20, *of_b)
+        return round_twice(operate(first, second), *of_y) + zy
+
+    return formula
 
 
 def exact_dequantized(operate: Callable[[Fraction, Fraction], Fraction]) -> Callable[..., int]:
@@ -143,15 +149,25 @@ def all_fused(a: Codes, b: Codes, sa, sb, sy, za, zb, zy) -> Codes:
     return floor + ((rest > 2**41) | ((rest == 2**41) & (floor % 2 == 1)))
 
 
-def all_twenty_bits(a: Codes, b: Codes, sa, sb, sy, za, zb, zy) -> Codes:
-    ma, mb, shift = twenty_bit_multipliers(sa, sb, sy)
-    return (2 * ((a - za) * ma + (b - zb) * mb) + 2**shift) // 2 ** (shift + 1) + zy
+def all_twenty_bits(operate: Callable[[Codes, Codes], Codes]) -> Callable[..., Codes]:
+    def formula(a: Codes, b: Codes, sa, sb, sy, za, zb, zy) -> Codes:
+        ma, mb, shift = twenty_bit_multipliers(sa, sb, sy)
+        total = operate((a - za) * ma, (b - zb) * mb)
+        return (2 * total + 2**shift) // 2 ** (shift + 1) + zy
+
+    return formula
 
 
-def all_add_double_rounding(a: Codes, b: Codes, sa, sb, sy, za, zb, zy) -> Codes:
-    of_a, of_b, of_y = add_multipliers(float(sa), float(sb), float(sy))
-    total = round_twice_all((a - za) << 20, *of_a) + round_twice_all((b - zb) << 20, *of_b)
-    return round_twice_all(total, *of_y) + zy
+def all_double_rounding(operate: Callable[[Codes, Codes], Codes]) -> Callable[..., Codes]:
+    def formula(a: Codes, b: Codes, sa, sb, sy, za, zb, zy) -> Codes:
+        of_a, of_b, of_y = add_multipliers(float(sa), float(sb), float(sy))
+        first, second = (
+            round_twice_all((codes - zero) << 20, *multiplier)
+            for codes, zero, multiplier in ((a, za, of_a), (b, zb, of_b))
+        )
+        return round_twice_all(operate(first, second), *of_y) + zy
+
+    return formula
 
 
 def all_dequantized(operate: Callable[[Any, Any], Any]) -> Callable[..., Any]:
@@ -191,11 +207,15 @@ def times(x: Any, y: Any) -> Any:
 ORACLES = {
     "add": {
         "fused": (exact_fused, all_fused),
-        "twenty_bits": (exact_twenty_bits, all_twenty_bits),
-        "double_rounding": (exact_add_double_rounding, all_add_double_rounding),
+        "twenty_bits": (exact_twenty_bits(plus), all_twenty_bits(plus)),
+        "double_rounding": (exact_double_rounding(plus), all_double_rounding(plus)),
         "dequantized": (exact_dequantized(plus), all_dequantized(plus)),
     },
-    "sub": {"dequantized": (exact_dequantized(minus), all_dequantized(minus))},
+    "sub": {
+        "twenty_bits": (exact_twenty_bits(minus), all_twenty_bits(minus)),
+        "double_rounding": (exact_double_rounding(minus), all_double_rounding(minus)),
+        "dequantized": (exact_dequantized(minus), all_dequantized(minus)),
+    },
     "mul": {
         "offset_inside": (exact_offset_inside, all_offset_inside),
         "float": (exact_mul_float, all_mul_float),
@@ -206,7 +226,9 @@ ORACLES = {
 TABLES = {"add": ADD, "sub": SUB, "mul": MUL}
 GRIDS = {"add": PAIRS, "sub": PAIRS, "mul": PRODUCTS}
 NAMES = [(op, name) for op, table in TABLES.items() for name in table]
-SPECIMENS = [("add", s) for s in broken.ADD_SPECIMENS] + [("mul", s) for s in broken.MUL_SPECIMENS]
+SPECIMENS = [
+    (op, specimen) for op in TABLES for specimen in getattr(broken, f"{op.upper()}_SPECIMENS")
+]
 
 
 @cache

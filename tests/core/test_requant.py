@@ -51,15 +51,27 @@ def exact_double_rounding(acc: int, si: float, sw: float, so: float) -> int:
     return round_twice(acc, *fixed_point(float(si) * float(sw) / float(so)))
 
 
+def exact_double_rounding_product(acc: int, si: float, sw: float, so: float) -> int:
+    product = nearest_float32(rational(si) * rational(sw))
+    return round_twice(acc, *fixed_point(float(product) / float(so)))
+
+
 def exact_single_rounding(acc: int, si: float, sw: float, so: float) -> int:
     q, shift = fixed_point(float(si) * float(sw) / float(so))
     return half_up(Fraction(acc * q) * Fraction(2) ** (shift - 31))
 
 
+def exact_single_rounding_away(acc: int, si: float, sw: float, so: float) -> int:
+    q, shift = fixed_point(float(si) * float(sw) / float(so))
+    return half_away(Fraction(acc * q) * Fraction(2) ** (shift - 31))
+
+
 EXACT = {
     "float": exact_float,
     "double_rounding": exact_double_rounding,
+    "double_rounding_product": exact_double_rounding_product,
     "single_rounding": exact_single_rounding,
+    "single_rounding_away": exact_single_rounding_away,
 }
 
 
@@ -121,7 +133,10 @@ def test_broken_formula_is_rejected(specimen: str) -> None:
 
 
 def test_the_formulas_differ_from_each_other() -> None:
-    codes = {name: formula(SUMS, *TRIPLES[0], 0) for name, formula in ACCUMULATOR.items()}
+    codes = {
+        name: np.stack([formula(SUMS, *triple, 0) for triple in TRIPLES])
+        for name, formula in ACCUMULATOR.items()
+    }
     for one, other in itertools.combinations(codes, 2):
         assert np.any(codes[one] != codes[other]), f"{one} and {other} agree on all sums"
 

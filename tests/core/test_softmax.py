@@ -58,7 +58,7 @@ def assert_codes_are_exact(name: str, formula: Any) -> None:
                 np.testing.assert_array_equal(found[:20], expected, where)
 
 
-@pytest.mark.parametrize("name", SOFTMAX)
+@pytest.mark.parametrize("name", ["table", "dequantized"])
 def test_codes_are_exact(name: str) -> None:
     assert_codes_are_exact(name, SOFTMAX[name])
 
@@ -111,13 +111,17 @@ def test_torch_and_every_dtype_give_the_same_codes(name: str, dtype: str) -> Non
 
 
 def test_probabilities_are_those_of_torch() -> None:
-    """Where one is a whole number of steps, both formulas are the softmax but for ties."""
+    """Where one is a whole number of steps, all formulas are the softmax but for ties.
+
+    In fixed point, each term of the sum has an error of up to 2^-20.
+    """
     x = rows(10)
     real = torch.from_numpy(x).double() * 0.1
     exact = real.softmax(-1).numpy() * 256
-    for formula in SOFTMAX.values():
+    for name, formula in SOFTMAX.items():
         found = formula(x, -1, 256, F(0.1), F(1 / 256), 0)
-        assert np.abs(found - exact).max() < 0.5 + 1e-4
+        near = 10 * 2**-20 * 256 if name == "fixed_point" else 1e-4
+        assert np.abs(found - exact).max() < 0.5 + near
 
 
 def test_worked_example() -> None:

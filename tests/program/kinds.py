@@ -102,6 +102,23 @@ def scaled(case: Case) -> Case:
     return replace(program, tensors=tensors, ops=(op,)), inputs
 
 
+def copied_average() -> Case:
+    """An average of codes, which has one grid."""
+    on = grid(0.1, 5, INT8)
+    attrs = {**WINDOW, "dilation": (1, 1), "count_include_pad": False, "divisor": None}
+    inputs, y = [codes("x", batched(SHAPE), on)], codes("y", (N, 4, 3, 5), on)
+    program = one_op("avg_pool", inputs, y, INTEGER, attrs=attrs, formula="half_away")
+    return program, [random_codes(SHAPE, INT8)]
+
+
+def probabilities(formula: str) -> Case:
+    """A softmax on the one grid that its kernel has."""
+    inputs = [codes("x", batched(SHAPE), grid(0.05, 7, INT8))]
+    y = codes("y", batched(SHAPE), grid(1 / 256, -128, INT8))
+    program = one_op("softmax", inputs, y, INTEGER, attrs={"axis": -1}, formula=formula)
+    return program, [random_codes(SHAPE, INT8)]
+
+
 def rows_of_codes() -> Case:
     on = grid(0.1, 5)
     inputs = [codes("t", (7, 3), on, random_codes((7, 3))), real("i", (N, 4), "int64")]
@@ -173,7 +190,18 @@ CODES: dict[str, Case] = {
     ),
     **{
         f"global_avg_pool {formula}": one_operand("global_avg_pool", (2, 4, 1, 1), formula=formula)
-        for formula in ("divided_scale", "offset_inside", "double_rounding")
+        for formula in ("divided_scale", "offset_inside", "raw_codes", "double_rounding")
+    },
+    "avg_pool half_away": copied_average(),
+    **{
+        f"mean {formula}": one_operand(
+            "mean", (2, 4, 5), attrs={"axes": (2,), "keepdim": False}, formula=formula
+        )
+        for formula in ("raw_codes", "double_rounding")
+    },
+    **{
+        f"softmax {formula} of probabilities": probabilities(formula)
+        for formula in ("reciprocal", "fixed_point")
     },
     **{
         f"softmax {formula} of {qtype}": one_operand(

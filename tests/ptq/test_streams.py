@@ -200,7 +200,9 @@ def test_a_position_that_counts_twice_is_one_that_is_there_twice() -> None:
     repeated = [value.repeat_interleave(times, 1) for value in (x, z)]
     wanted = moments(unit, [(repeated[0], repeated[1])], 4)
     for name in ("mean", "mean_quantized", "gram", "drift"):
-        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            getattr(found, name), getattr(wanted, name), rtol=1e-5, atol=1e-6
+        )
     assert found.shrinkage == pytest.approx(wanted.shrinkage)
 
 

@@ -93,31 +93,63 @@ def add_twenty_bits(
     a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
 ) -> Array:
     """XNNPACK: 20-bit integer multipliers, one shift, half up."""
+    return _sum_of_twenty_bits(a, b, *_ratios(sa, sb, sy), za, zb) + zy
+
+
+def sub_twenty_bits(
+    a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
+) -> Array:
+    """XNNPACK: as the addition, with a negative second multiplier."""
+    ra, rb = _ratios(sa, sb, sy)
+    return _sum_of_twenty_bits(a, b, ra, -rb, za, zb) + zy
+
+
+def _ratios(sa: Scale, sb: Scale, sy: Scale) -> tuple[np.float32, np.float32]:
+    return np.float32(sa) / np.float32(sy), np.float32(sb) / np.float32(sy)
+
+
+def _sum_of_twenty_bits(
+    a: Array, b: Array, ra: np.float32, rb: np.float32, za: int, zb: int
+) -> Array:
     xp = array_namespace(a, b)
-    ra, rb = np.float32(sa) / np.float32(sy), np.float32(sb) / np.float32(sy)
-    shift = 20 - (int(np.frexp(max(ra, rb))[1]) - 1)
+    shift = 20 - (int(np.frexp(max(abs(ra), abs(rb)))[1]) - 1)
     ma, mb = (int(np.rint(np.ldexp(np.float64(r), shift))) for r in (ra, rb))
     bias = (1 << (shift - 1)) - ma * za - mb * zb
     total = bias + xp.astype(a, xp.int64) * ma + xp.astype(b, xp.int64) * mb
-    return (total >> shift) + zy
+    return total >> shift
 
 
 def add_double_rounding(
     a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
 ) -> Array:
     """LiteRT's reference kernel: both inputs times 2^20 on twice the larger input scale."""
-    xp = array_namespace(a, b)
+    first, second = _on_common_scale(a, sa, sb, za), _on_common_scale(b, sb, sa, zb)
+    return _from_common_scale(first + second, sa, sb, sy) + zy
+
+
+def sub_double_rounding(
+    a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
+) -> Array:
+    """LiteRT's reference kernel: as the addition, with the difference of the rescaled inputs."""
+    first, second = _on_common_scale(a, sa, sb, za), _on_common_scale(b, sb, sa, zb)
+    return _from_common_scale(first - second, sa, sb, sy) + zy
+
+
+def _on_common_scale(codes: Array, scale: Scale, other: Scale, zero: int) -> Array:
+    """Steps times 2^20, on twice the larger scale."""
+    xp = array_namespace(codes)
+    common = 2 * max(np.float64(scale), np.float64(other))
+    return _rescaled((xp.astype(codes, xp.int64) - zero) << 20, np.float64(scale) / common)
+
+
+def _from_common_scale(total: Array, sa: Scale, sb: Scale, sy: Scale) -> Array:
     common = 2 * max(np.float64(sa), np.float64(sb))
+    return _rescaled(total, common / (2**20 * np.float64(sy)))
 
-    def scaled(codes: Array, ratio: float) -> Array:
-        q, shift = (like(part, codes, "int64") for part in fixed_point_multiplier(ratio))
-        return multiply_double_rounding(codes, q, shift)
 
-    total = sum(
-        scaled((xp.astype(x, xp.int64) - z) << 20, np.float64(s) / common)
-        for x, s, z in ((a, sa, za), (b, sb, zb))
-    )
-    return scaled(total, common / (2**20 * np.float64(sy))) + zy
+def _rescaled(values: Array, ratio: np.floating) -> Array:
+    q, shift = (like(part, values, "int64") for part in fixed_point_multiplier(ratio))
+    return multiply_double_rounding(values, q, shift)
 
 
 def add_dequantized(
@@ -226,7 +258,11 @@ ADD: dict[str, Callable[..., Array]] = {
     "double_rounding": add_double_rounding,
     "dequantized": add_dequantized,
 }
-SUB: dict[str, Callable[..., Array]] = {"dequantized": sub_dequantized}
+SUB: dict[str, Callable[..., Array]] = {
+    "twenty_bits": sub_twenty_bits,
+    "double_rounding": sub_double_rounding,
+    "dequantized": sub_dequantized,
+}
 MUL: dict[str, Callable[..., Array]] = {
     "offset_inside": mul_offset_inside,
     "float": mul_float,

@@ -9,7 +9,7 @@ every formula. Codes 3, 4: the mean 3.5 is a tie, 4 for all that round half to e
 >>> import numpy as np
 >>> s = np.float32(0.1)
 >>> [int(f(np.asarray([16]), 4, s, s, 0, 0)[0]) for f in MEAN.values()]
-[4, 4, 4]
+[4, 4, 4, 4]
 """
 
 from collections.abc import Callable, Iterable
@@ -39,12 +39,31 @@ def mean_divided_scale(
 def mean_offset_inside(
     total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
 ) -> Array:
-    """XNNPACK: ``rint(f32(f32(S * m) + z))``, ``m = f32(f32(s_in / s_out) * f32(1 / n))``."""
+    """``rint(f32(f32(S * m) + z))``, ``m = f32(f32(s_in / s_out) * f32(1 / n))``.
+
+    Nearly XNNPACK's: its own sums raw codes, see ``mean_of_raw_codes``.
+    """
     xp = array_namespace(total)
     ratio = np.float32(scale_in) / np.float32(scale_out)
     multiplier = ratio * (np.float32(1) / np.float32(count))
     scaled = xp.astype(total, xp.float32) * like(multiplier, total, "float32")
     return xp.round(scaled + np.float32(zero_out).item())
+
+
+def mean_of_raw_codes(
+    total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
+) -> Array:
+    """XNNPACK: ``rint(f32(f32(R * m) + b))`` of the sum ``R`` of the codes themselves.
+
+    ``m = f32(f32(s_in / s_out) * f32(1 / n))``, and ``b = f32(z_out - f32(f32(n * z_in) * m))``:
+    the zero points of all codes at once, rounded in float32.
+    """
+    xp = array_namespace(total)
+    ratio = np.float32(scale_in) / np.float32(scale_out)
+    multiplier = ratio * (np.float32(1) / np.float32(count))
+    offset = np.float32(zero_out) - np.float32(count * zero_in) * multiplier
+    raw = xp.astype(xp.astype(total, xp.int64) + count * zero_in, xp.float32)
+    return xp.round(raw * like(multiplier, total, "float32") + like(offset, total, "float32"))
 
 
 def mean_double_rounding(
@@ -64,9 +83,17 @@ def mean_double_rounding(
 
 
 def average_half_away(
-    total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
+    total: Array,
+    count: int | Array,
+    scale_in: Scale,
+    scale_out: Scale,
+    zero_in: int,
+    zero_out: int,
 ) -> Array:
-    """LiteRT's average pool: raw codes averaged half away from zero; equal grids in and out."""
+    """LiteRT's average pool: raw codes averaged half away from zero; equal grids in and out.
+
+    ``count`` may be an int64 array that broadcasts, where windows reach over the edge.
+    """
     xp = array_namespace(total)
     raw = xp.astype(total, xp.int64) + count * zero_in
     half = xp.where(raw >= 0, count // 2, -(count // 2))
@@ -94,6 +121,9 @@ def average_dequantized(
 MEAN: dict[str, Callable[..., Array]] = {
     "divided_scale": mean_divided_scale,
     "offset_inside": mean_offset_inside,
+    "raw_codes": mean_of_raw_codes,
     "double_rounding": mean_double_rounding,
 }
 AVERAGE: dict[str, Callable[..., Array]] = {"dequantized": average_dequantized}
+# Formulas of kernels that add codes, and have one grid for input and output.
+AVERAGE_OF_CODES: dict[str, Callable[..., Array]] = {"half_away": average_half_away}

@@ -8,7 +8,9 @@ over ``scale_out``, rounded, plus the zero point. Runtimes differ in how they mu
 |----------------|------------------------------------------|------------------------------------|
 | float          | ``f32(f32(s_in * s_w) / s_out)``           | product in float32, half to even   |
 | double_rounding| 31-bit integer and shift                 | nearest 2^-31, then nearest 2^-n   |
+| double_rounding_product | of ``f32(s_in * s_w) / s_out`` | as double_rounding            |
 | single_rounding| 31-bit integer and shift                 | once, half up                      |
+| single_rounding_away | 31-bit integer and shift           | once, half away from zero          |
 
 All functions are written against the array API: numpy arrays and torch tensors both work. They
 leave clamping to the caller: codes come back unbounded, as an integer-valued array.
@@ -21,7 +23,7 @@ In fixed point, ``0.0416... = 0.666... * 2^-4``: ``q = 1431655765, shift = -4``;
 >>> import numpy as np
 >>> scales = [np.float32(s) for s in (0.5, 0.25, 3)]
 >>> [int(formula(np.asarray([1000]), *scales, zero_point=0)[0]) for formula in ACCUMULATOR.values()]
-[42, 42, 42]
+[42, 42, 42, 42, 42]
 >>> [int(v) for v in fixed_point_multiplier(np.float64(0.125 / 3))]
 [1431655765, -4]
 """
@@ -139,7 +141,7 @@ def srdhm(a: Array, q: Array) -> Array:
     return xp.where(high == _ONE_31, _ONE_31 - 1, high)
 
 
-def truncating_divide(a: Array, divisor: int) -> Array:
+def truncating_divide(a: Array, divisor: int | Array) -> Array:
     """Integer division that rounds towards zero, as in C."""
     xp = array_namespace(a)
     return xp.where(a >= 0, a // divisor, -((-a) // divisor))
@@ -174,6 +176,13 @@ def multiply_single_rounding(x: Array, q: Array, shift: Array) -> Array:
     return xp.bitwise_right_shift(x * q + half, total)
 
 
+def multiply_single_rounding_away(x: Array, q: Array, shift: Array) -> Array:
+    """``x * q * 2^(shift - 31)`` rounded once, half away from zero; all int64 arrays."""
+    xp = array_namespace(x)
+    size = multiply_single_rounding(xp.abs(x), q, shift)
+    return xp.where(x >= 0, size, -size)
+
+
 def _fixed_point(multiply: Callable[[Array, Array, Array], Array]) -> Callable[..., Array]:
     def formula(
         acc: Array, scale_in: Scale, scale_weight: Scale, scale_out: Scale, zero_point: int
@@ -188,12 +197,26 @@ def _fixed_point(multiply: Callable[[Array, Array, Array], Array]) -> Callable[.
 
 
 double_rounding = _fixed_point(multiply_double_rounding)
+
+
+def double_rounding_product(
+    acc: Array, scale_in: Scale, scale_weight: Scale, scale_out: Scale, zero_point: int
+) -> Array:
+    """``double_rounding`` with the product of scales in float32: LiteRT, of two activations."""
+    product = np.float32(scale_in) * np.asarray(scale_weight, np.float32)
+    one: Scale = np.ones((), np.float32)
+    return double_rounding(acc, product, one, scale_out, zero_point)
+
+
 single_rounding = _fixed_point(multiply_single_rounding)
+single_rounding_away = _fixed_point(multiply_single_rounding_away)
 
 ACCUMULATOR: dict[str, Callable[..., Array]] = {
     "float": float_scale,
     "double_rounding": double_rounding,
+    "double_rounding_product": double_rounding_product,
     "single_rounding": single_rounding,
+    "single_rounding_away": single_rounding_away,
 }
 # Formulas that add accumulators with different scales of weights; the others have no such form.
 GROUPS: dict[str, Callable[..., Array]] = {"float": float_sum}
@@ -202,4 +225,11 @@ GROUPS: dict[str, Callable[..., Array]] = {"float": float_sum}
 SCALED: dict[str, Callable[..., Array]] = {"product": scaled_product}
 
 # Formulas whose multiplier has 31 bits: the product with a wider accumulator would overflow.
-INT32_ONLY = frozenset({"double_rounding", "single_rounding"})
+INT32_ONLY = frozenset(
+    {
+        "double_rounding",
+        "double_rounding_product",
+        "single_rounding",
+        "single_rounding_away",
+    }
+)

@@ -2,14 +2,15 @@
 
 Only differences of codes matter, so the exponentials come from a table with an entry for each
 difference from the largest code. They are added in float32, one after the other: the same order
-everywhere gives the same bits everywhere. Both formulas return unbounded codes; the caller clamps.
+everywhere gives the same bits everywhere. In fixed point the order does not matter. All formulas
+return unbounded codes; the caller clamps.
 
 Worked example, codes 10 and 10 of any scale: both probabilities are 1/2, code 128 of scale 1/256.
 
 >>> import numpy as np
 >>> codes, scales = np.asarray([10, 10]), [np.float32(s) for s in (0.1, 1 / 256)]
 >>> [f(codes, 0, 256, *scales, 0).tolist() for f in SOFTMAX.values()]
-[[128.0, 128.0], [128.0, 128.0]]
+[[128.0, 128.0], [128.0, 128.0], [128.0, 128.0], [128, 128]]
 """
 
 import math
@@ -20,7 +21,19 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from halfstep.core.elementwise import quantize_division
-from halfstep.core.requant import Array, Scale, like, look_up
+from halfstep.core.exponential import INTEGER_BITS, LARGEST, exp_of_negative, reciprocal
+from halfstep.core.requant import (
+    Array,
+    Scale,
+    fixed_point_multiplier,
+    like,
+    look_up,
+    rounding_divide_by_pot,
+    srdhm,
+)
+
+# What a row of exponentials in fixed point may add up to, at most 2^12.
+_SUM_BITS = 12
 
 
 def softmax_table(
@@ -56,6 +69,58 @@ def softmax_dequantized(
     return quantize_division(powers / total, scale_out, zero_out)
 
 
+def softmax_reciprocal(
+    codes: Array, axis: int, n_codes: int, scale_in: Scale, scale_out: Scale, zero_out: int
+) -> Array:
+    """LiteRT's optimized kernel: ``floor(f32(f32(e * R) + 0.5)) + z``, ``R = f32(1 / f32(S * s))``.
+
+    The exponentials are those of the float32 product of difference and scale; see
+    ``softmax_table`` for the arguments.
+    """
+    xp = array_namespace(codes)
+    differences = np.arange(1 - n_codes, 1, dtype=np.float32) * np.float32(scale_in)
+    table = np.exp(differences.astype(np.float64)).astype(np.float32)
+    powers, total = _powers_and_sum(codes, axis, table)
+    one = xp.ones_like(total)
+    return xp.floor(powers * (one / (total * like(scale_out, total, "float32"))) + 0.5) + zero_out
+
+
+def softmax_fixed_point(
+    codes: Array, axis: int, n_codes: int, scale_in: Scale, scale_out: Scale, zero_out: int
+) -> Array:
+    """LiteRT's reference kernel: gemmlowp's exponentials and reciprocal, in units of 1/256.
+
+    ``scale_out`` has to be 1/256. The runtime aborts where a row adds up to 512 or more, which
+    takes as many codes. See ``softmax_table`` for the other arguments.
+    """
+    del scale_out
+    xp = array_namespace(codes)
+    table, live = _fixed_point_exponentials(scale_in, n_codes)
+    codes = xp.astype(codes, xp.int32)
+    index = codes - xp.max(codes, axis=axis, keepdims=True) + (n_codes - 1)
+    powers = look_up(like(table, codes, "int64"), index)
+    terms = rounding_divide_by_pot(powers, xp.full_like(powers, _SUM_BITS))
+    share, bits = reciprocal(xp.sum(terms, axis=axis, keepdims=True), _SUM_BITS)
+    product = srdhm(*xp.broadcast_arrays(share, powers))
+    steps = rounding_divide_by_pot(product, xp.broadcast_to(bits + (31 - 8), product.shape))
+    return xp.where(look_up(like(live, codes, "bool"), index), steps, 0) + zero_out
+
+
+def _fixed_point_exponentials(
+    scale: Scale, n_codes: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The exponential of each difference, raw, and which of them are large enough to count."""
+    fraction_bits = 31 - INTEGER_BITS
+    real = min(float(scale) * 2**fraction_bits, float(LARGEST))
+    q, shift = (int(part) for part in fixed_point_multiplier(real))
+    smallest = -math.floor(((1 << INTEGER_BITS) - 1) * 2.0 ** (fraction_bits - shift))
+    differences = np.arange(1 - n_codes, 1, dtype=np.int64)
+    live = differences >= smallest
+    steps = np.where(live, differences, 0)
+    rescaled = srdhm(steps << shift if shift >= 0 else steps, np.asarray(q))
+    return np.where(live, exp_of_negative(rescaled), 0), live
+
+
 def _exponentials(scale: Scale, n_codes: int, largest: float) -> NDArray[np.float32]:
     """``exp(largest - k * scale)`` in float32, for the differences ``k`` from ``n_codes - 1`` to 0.
 
@@ -83,4 +148,6 @@ def _powers_and_sum(codes: Array, axis: int, table: NDArray[np.float32]) -> tupl
 SOFTMAX: dict[str, Callable[..., Array]] = {
     "table": softmax_table,
     "dequantized": softmax_dequantized,
+    "reciprocal": softmax_reciprocal,
+    "fixed_point": softmax_fixed_point,
 }

@@ -8,7 +8,7 @@ from typing import Any
 from halfstep.core.qtype import QType
 from halfstep.errors import PlanError
 
-DICTATED = frozenset({"unit_interval"})
+DICTATED = frozenset({"unit_interval", "signed_unit_interval"})
 """Calibrators of grids that a runtime's kernel dictates, whatever the values are."""
 
 

@@ -48,6 +48,10 @@ class OpRule:
             for; ``None`` leaves it to the plan.
         scaled: the formula by which the kernel can leave real values instead of codes; ``None`` if
             it cannot.
+        one_grid: whether the kernel needs one grid for input and output, as copies do.
+        table: for a function of one code, what the kernel computes: ``(codes, grid of the input,
+            grid of the output, **attributes)`` to unbounded codes; ``None`` if that is the
+            float32 function, quantized.
     """
 
     execution: Execution
@@ -56,6 +60,8 @@ class OpRule:
     refuses: Callable[[OpFacts], str] = always
     output_calibrator: str | None = None
     scaled: str | None = None
+    one_grid: bool = False
+    table: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Target:
         activation: the type of activations, unless a plan says otherwise.
         weight: the type of weights, unless a plan says otherwise.
         activation_bits: fewest and most bits of an activation.
+        signed_activations: whether the codes of activations have to be signed.
         weight_bits: fewest and most bits of a weight.
         accumulator_bits: bits of the sums of products, which must not overflow.
         pair_sum_bits: 16 where some CPU of the target adds two neighbouring products in int16,
@@ -93,6 +100,7 @@ class Target:
     weight_groups: bool = False
     quantize_formula: str = "division"
     integer_only: bool = False
+    signed_activations: bool = False
     artifact: str | None = None
     export: str | None = None
     run: str | None = None
@@ -123,9 +131,11 @@ class Target:
     def check_activation(self, site: str, spec: QuantSpec) -> None:
         """Raise ``PlanError`` unless the target runs activations of this spec."""
         low, high = self.activation_bits
-        if not low <= spec.qtype.bits <= high or spec.axis is not None:
+        fits = low <= spec.qtype.bits <= high and spec.axis is None
+        if not fits or (self.signed_activations and not spec.qtype.signed):
+            kind = "signed activations" if self.signed_activations else "activations"
             raise PlanError(
-                f"{site}: asked for {spec}; target '{self.name}' accepts activations of {low} to "
+                f"{site}: asked for {spec}; target '{self.name}' accepts {kind} of {low} to "
                 f"{high} bits, per-tensor. {self._way_out(site, self.activation)}"
             )
 

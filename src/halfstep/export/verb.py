@@ -1,6 +1,8 @@
 """The verb ``export``: the writer of a program's target, whichever it is."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 from halfstep.catalog import find
 from halfstep.core.target import Target, resolve
@@ -8,13 +10,25 @@ from halfstep.errors import ExportError
 from halfstep.program.ir import IntProgram
 
 
-def export(program: IntProgram, path: str | Path) -> None:
+def export(program: IntProgram, path: str | Path, **options: Any) -> None:
     """Write ``program`` as its target's file; complete or not at all.
 
+    Args:
+        program: from ``lower``.
+        path: the file.
+        **options: of the target's writer, such as ``io="int8"`` for LiteRT.
+
     Raises:
-        ExportError: the target has no file, or it cannot be written.
+        ExportError: the target has no file, or its writer no such option, or the file cannot be
+            written.
     """
     target: Target = find("target", program.target)
     if target.export is None:
         raise ExportError(f"target '{target.name}' has no artifact; the engine runs its programs")
-    resolve(target.export)(program, path)
+    writer = resolve(target.export)
+    known = list(inspect.signature(writer).parameters)[2:]
+    for name, value in options.items():
+        if name not in known:
+            found = f"has the options {', '.join(known)}" if known else "has no options"
+            raise ExportError(f"{name}={value!r}: the writer of target '{target.name}' {found}")
+    writer(program, path, **options)

@@ -23,7 +23,8 @@ class Plan:
     Attributes:
         target: the name of the target.
         specs: what is wanted of each site that may be quantized.
-        copies: for each operation that may copy codes, the sites that it ties together.
+        copies: for each operation that has one grid for all, because it copies codes or its kernel
+            needs it, the sites that it ties together.
         floats: for each operation that stays float, the reason.
         executions: for each operation, how it runs.
     """
@@ -44,10 +45,10 @@ class Plan:
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Sites that share one grid, because codes are copied between them."""
+        """Sites that share one grid."""
         group_of: dict[str, tuple[str, ...]] = {}
         for name, sites in self.copies.items():
-            if self.executions[name] is not Execution.COPY:
+            if self.executions[name] is Execution.FLOAT:
                 continue
             members = (member for site in sites for member in group_of.get(site, (site,)))
             joined = tuple(dict.fromkeys(members))

@@ -7,7 +7,8 @@
    scales its sums to real values.
 3. codes: constant codes lie within their type, and so does a clamp; computed codes have one scale;
    a table has an entry, of the output's type, for every input code.
-4. copies: an operation that copies has one grid for all its data inputs and its output.
+4. copies: an operation that copies, or averages codes, has one grid for all its data inputs and
+   its output.
 5. formulas: every integer and dequantized operation names a formula of its kind, or needs none.
 6. bias: int32 or as wide as the accumulators, zero point 0, scale ``f32(scale_in * scale_weight)``.
 7. weights: constant and symmetric; channels only along the axis that the output keeps; groups
@@ -23,7 +24,7 @@ import numpy as np
 
 from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
-from halfstep.core.pooling import AVERAGE, MEAN
+from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN
 from halfstep.core.qtype import ACCUMULATOR_BITS
 from halfstep.core.requant import ACCUMULATOR, GROUPS, INT32_ONLY, SCALED
 from halfstep.core.softmax import SOFTMAX
@@ -40,8 +41,9 @@ FORMULAS: Mapping[str, Collection[str]] = {
     "add": ADD.keys(),
     "sub": SUB.keys(),
     "mul": MUL.keys(),
-    "avg_pool": AVERAGE.keys(),
+    "avg_pool": (*AVERAGE, *AVERAGE_OF_CODES),
     "global_avg_pool": MEAN.keys(),
+    "mean": MEAN.keys(),
     "softmax": SOFTMAX.keys(),
     "quantize": QUANTIZE.keys(),
 }
@@ -122,7 +124,7 @@ def _check_codes(program: IntProgram, op: Op) -> None:
 
 
 def _check_integer(program: IntProgram, op: Op) -> None:
-    if op.execution is Execution.COPY:
+    if op.execution is Execution.COPY or op.formula in AVERAGE_OF_CODES:
         out = program.grid(op.output)
         grids = [program.tensor(name).grid for name in op.inputs]
         same = all(grid is None or grid.same_as(out) for grid in grids)
@@ -165,9 +167,14 @@ def _check_formula(program: IntProgram, op: Op) -> None:
         return
     found = f"formula {op.formula!r}; {op.kind} has {', '.join(known) or 'none'}"
     _require(op.formula in known, op, "formulas", found)
-    if (op.kind, op.formula) == ("softmax", "table"):
+    if op.kind == "softmax" and op.formula != "dequantized":
         qtype = program.grid(op.inputs[0]).qtype
-        _require(qtype.bits <= 8, op, "formulas", f"a softmax by table of {qtype}, not of 8 bits")
+        found = f"a softmax by {op.formula} of {qtype}, not of 8 bits"
+        _require(qtype.bits <= 8, op, "formulas", found)
+    if op.formula == "fixed_point":
+        out = program.grid(op.output)
+        found = f"probabilities in fixed point on {out}, not on steps of 1/256"
+        _require(float(out.scale) == 1 / 256, op, "formulas", found)
 
 
 def _check_weighted(program: IntProgram, op: Op) -> None:

@@ -111,7 +111,8 @@ def _ranges(
     unknown: list[str] = []
     for quantizer, nodes in _watched(model).items():
         if quantizer.spec.dictated:
-            known[quantizer.site] = (0.0, 1.0)
+            signed = quantizer.spec.calibrator == "signed_unit_interval"
+            known[quantizer.site] = (-1.0 if signed else 0.0, 1.0)
             continue
         parts = [_ends(model, node, statistics.get(node)) for node in nodes]
         if None in parts:

@@ -22,6 +22,7 @@ _INTEGER: dict[str, Kernel] = {
     "max_pool": pool.max_pool,
     "avg_pool": pool.avg_pool,
     "global_avg_pool": pool.global_avg_pool,
+    "mean": pool.mean,
     "softmax": softmax.softmax,
 }
 _COPY: dict[str, Kernel] = {

@@ -1,11 +1,11 @@
 """Pooling over windows of (N, C, *spatial), and over all of space."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from halfstep.core.pooling import AVERAGE, MEAN
+from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN
 from halfstep.program.kernels.copies import padded
 from halfstep.program.kernels.setup import Array, Setup, Step
 
@@ -51,13 +51,28 @@ def max_pool(setup: Setup) -> Step:
 
 
 def avg_pool(setup: Setup) -> Step:
-    """The mean of the real values of each window."""
+    """The mean of each window, by a formula for its real values or for its codes."""
+    if setup.op.formula in AVERAGE_OF_CODES:
+        return _avg_pool_of_codes(setup)
     formula, out = AVERAGE[setup.op.formula or ""], setup.out_grid
     counts = window_counts(setup)
 
     def run(x: Array) -> Array:
         values = windows(setup, setup.dequantize(0, x), 0.0, 0.0)
         return setup.saturate(formula(values, counts, out.scale, int(out.zero_point)))
+
+    return run
+
+
+def _avg_pool_of_codes(setup: Setup) -> Step:
+    formula, xp = AVERAGE_OF_CODES[setup.op.formula or ""], setup.xp
+    grid, zero = setup.grid(0), setup.zero(0)
+    counts = xp.astype(window_counts(setup), xp.int64)
+
+    def run(x: Array) -> Array:
+        steps = xp.astype(x, xp.int64) - zero
+        total = sum(windows(setup, steps, 0, 0))
+        return setup.saturate(formula(total, counts, grid.scale, grid.scale, zero, zero))
 
     return run
 
@@ -73,13 +88,22 @@ def window_counts(setup: Setup) -> Array:
 
 def global_avg_pool(setup: Setup) -> Step:
     """The mean over all of space, axes kept: (N, C, 1, ...)."""
+    return _mean_over(setup, range(2, len(setup.out.shape)), keepdims=True)
+
+
+def mean(setup: Setup) -> Step:
+    """The mean over some axes."""
+    return _mean_over(setup, setup.attrs["axes"], setup.attrs["keepdim"])
+
+
+def _mean_over(setup: Setup, axes: Sequence[int], keepdims: bool) -> Step:
     formula, xp = MEAN[setup.op.formula or ""], setup.xp
     grid, out = setup.grid(0), setup.out_grid
     zeros = int(grid.zero_point), int(out.zero_point)
 
     def run(x: Array) -> Array:
-        count = int(np.prod(x.shape[2:]))
-        total = xp.sum(x, axis=tuple(range(2, x.ndim)), keepdims=True, dtype=xp.int64)
+        count = int(np.prod([x.shape[axis] for axis in axes]))
+        total = xp.sum(x, axis=tuple(axes), keepdims=keepdims, dtype=xp.int64)
         steps = total - count * zeros[0]
         return setup.saturate(formula(steps, count, grid.scale, out.scale, *zeros))
 

@@ -1,0 +1,1 @@
+"""File formats that an exporter writes and a runtime reads."""

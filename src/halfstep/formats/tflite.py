@@ -1,0 +1,177 @@
+"""The flatbuffer of a ``.tflite`` file: tensors, operators, signature and metadata.
+
+It knows nothing of programs: names, shapes, grids and operators go in, bytes come out.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfstep.core.execution import BATCH
+from halfstep.core.grid import Affine
+from halfstep.errors import RuntimeUnavailableError
+
+IDENTIFIER = b"TFL3"
+SIGNATURE = "serving_default"
+# The version of an operator says which types it takes. Those that are not here take int8 since
+# their second version, or, without int8, exist in their first one alone.
+_VERSIONS = {
+    "BATCH_MATMUL": 2,
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 4,
+    "TRANSPOSE_CONV": 3,
+    "HARD_SWISH": 1,
+    "RESHAPE": 1,
+    **dict.fromkeys(
+        ("CAST", "SQUARED_DIFFERENCE", "RSQRT", "SQRT", "EXP", "NEG", "DIV", "PRELU"), 1
+    ),
+    **dict.fromkeys(("SUM", "RESIZE_BILINEAR", "SELECT_V2", "EQUAL"), 1),
+    **dict.fromkeys(("LOGICAL_AND", "LOGICAL_NOT", "RELU", "RELU6"), 1),
+}
+_VERSION = 2
+
+
+def schema() -> ModuleType:
+    """The classes of the file format.
+
+    Raises:
+        RuntimeUnavailableError: the package is missing.
+    """
+    try:
+        import flatbuffers
+        from ai_edge_litert import schema_py_generated
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            "a .tflite file needs ai-edge-litert and flatbuffers: pip install 'halfstep[litert]'"
+        ) from error
+    del flatbuffers  # imported by name, so that a missing one is found here
+    found: ModuleType = schema_py_generated
+    return found
+
+
+class LiteRTFile:
+    """One subgraph while it grows."""
+
+    def __init__(self) -> None:
+        self.schema = schema()
+        self.model = self.schema.ModelT()
+        self.model.version = 3
+        self.model.description = "halfstep"
+        self.model.buffers = [self.schema.BufferT()]  # the first one means "no data"
+        self.model.operatorCodes, self.model.metadata = [], []
+        self.graph = self.schema.SubGraphT()
+        self.graph.name = "main"
+        self.graph.tensors, self.graph.operators = [], []
+        self.model.subgraphs = [self.graph]
+        self._codes: dict[str, int] = {}
+
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str,
+        grid: Affine | None = None,
+        data: NDArray[Any] | None = None,
+    ) -> int:
+        """Append a tensor; return its index. ``BATCH`` sizes are 1 until the runtime is told."""
+        tensor = self.schema.TensorT()
+        tensor.name = name
+        tensor.shape = [1 if size == BATCH else size for size in shape]
+        if BATCH in shape:
+            tensor.shapeSignature = list(shape)
+        tensor.hasRank = True
+        tensor.type = self._type(dtype)
+        tensor.buffer = 0 if data is None else self._buffer(np.asarray(data, dtype))
+        if grid is not None:
+            tensor.quantization = self._quantization(grid)
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def operator(
+        self, kind: str, inputs: Sequence[int], out: int, options: str = "", **attrs: Any
+    ) -> None:
+        """Append an operator of the kind, such as ``"CONV_2D"``.
+
+        Args:
+            kind: its name in the format.
+            inputs: indices of tensors, -1 for an optional one that is left out.
+            out: the index of the tensor that it makes.
+            options: the name of its options, such as ``"Conv2DOptions"``; "" if it has none.
+            **attrs: the options.
+        """
+        operator = self.schema.OperatorT()
+        operator.opcodeIndex = self._code(kind)
+        operator.inputs, operator.outputs = list(inputs), [out]
+        if options:
+            operator.builtinOptionsType = getattr(self.schema.BuiltinOptions, options)
+            operator.builtinOptions = getattr(self.schema, f"{options}T")()
+            for name, value in attrs.items():
+                setattr(operator.builtinOptions, name, value)
+        self.graph.operators.append(operator)
+
+    def note(self, name: str, text: str) -> None:
+        """Append metadata."""
+        entry = self.schema.MetadataT()
+        entry.name, entry.buffer = name, self._buffer(np.frombuffer(text.encode(), np.uint8))
+        self.model.metadata.append(entry)
+
+    def sign(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> None:
+        """Say what goes in and comes out, by the names that the program has for it."""
+        self.graph.inputs, self.graph.outputs = list(inputs.values()), list(outputs.values())
+        signature = self.schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
+        signature.inputs, signature.outputs = self._named(inputs), self._named(outputs)
+        self.model.signatureDefs = [signature]
+
+    def to_bytes(self) -> bytes:
+        """The finished file."""
+        return packed(self.model)
+
+    def _named(self, tensors: Mapping[str, int]) -> list[Any]:
+        entries = []
+        for name, index in tensors.items():
+            entry = self.schema.TensorMapT()
+            entry.name, entry.tensorIndex = name, index
+            entries.append(entry)
+        return entries
+
+    def _type(self, dtype: str) -> int:
+        found: int = getattr(self.schema.TensorType, dtype.upper())
+        return found
+
+    def _buffer(self, data: NDArray[Any]) -> int:
+        buffer = self.schema.BufferT()
+        buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        return len(self.model.buffers) - 1
+
+    def _quantization(self, grid: Affine) -> Any:
+        found = self.schema.QuantizationParametersT()
+        found.scale = grid.scale.reshape(-1)
+        found.zeroPoint = grid.zero_point.reshape(-1).astype(np.int64)
+        found.quantizedDimension = grid.axis or 0
+        return found
+
+    def _code(self, kind: str) -> int:
+        if kind not in self._codes:
+            code = self.schema.OperatorCodeT()
+            code.builtinCode = getattr(self.schema.BuiltinOperator, kind)
+            # Readers of the first format look at 8 bits, where this means "look further".
+            code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+            code.version = _VERSIONS.get(kind, _VERSION)
+            self._codes[kind] = len(self.model.operatorCodes)
+            self.model.operatorCodes.append(code)
+        return self._codes[kind]
+
+
+def packed(model: Any) -> bytes:
+    """A model of the schema's object classes as bytes."""
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(model.Pack(builder), IDENTIFIER)
+    return bytes(builder.Output())
