@@ -67,8 +67,7 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
         samples: how many samples are used.
         alpha: of SmoothQuant, 0 to 1; ``None`` searches it for each value.
         insert: where a factor cannot disappear into the operation in front, multiply by it.
-        searched: how many ranges, the most harmful first, are moved by the error of the output,
-            which takes a forward pass a candidate.
+        searched: how many ranges, the worst first, are moved by the error of the output.
         rounding: round weights together; otherwise each to the nearest.
         max_loss: the largest loss of cosine to the float output, over the samples; ``None`` leaves
             no product in float.
