@@ -73,6 +73,8 @@ CATALOG = (
     Entry("recipe", "dfq", "recipes.dfq:dfq", "equalized, without data", _DFQ),
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
+    Entry("target", "c99", "targets.c99:TARGET", "bare metal, emulated float rounding", _MEASURED),
+    Entry("target", "c99_fixed", "targets.c99_fixed:TARGET", "bare metal, fixed point", _JACOB),
 )
 # fmt: on
 

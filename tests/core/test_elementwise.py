@@ -102,6 +102,12 @@ def exact_add_double_rounding(a, b, sa, sb, sy, za, zb, zy) -> int:
     return round_twice(total, *of_y) + zy
 
 
+def exact_sub_double_rounding(a, b, sa, sb, sy, za, zb, zy) -> int:
+    of_a, of_b, of_y = add_multipliers(float(sa), float(sb), float(sy))
+    total = round_twice((a - za) * 2**20, *of_a) - round_twice((b - zb) * 2**20, *of_b)
+    return round_twice(total, *of_y) + zy
+
+
 def exact_dequantized(operate: Callable[[Fraction, Fraction], Fraction]) -> Callable[..., int]:
     def formula(a, b, sa, sb, sy, za, zb, zy) -> int:
         f = nearest_float32
@@ -154,6 +160,12 @@ def all_add_double_rounding(a: Codes, b: Codes, sa, sb, sy, za, zb, zy) -> Codes
     return round_twice_all(total, *of_y) + zy
 
 
+def all_sub_double_rounding(a: Codes, b: Codes, sa, sb, sy, za, zb, zy) -> Codes:
+    of_a, of_b, of_y = add_multipliers(float(sa), float(sb), float(sy))
+    total = round_twice_all((a - za) << 20, *of_a) - round_twice_all((b - zb) << 20, *of_b)
+    return round_twice_all(total, *of_y) + zy
+
+
 def all_dequantized(operate: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     def formula(a: Codes, b: Codes, sa, sb, sy, za, zb, zy) -> Any:
         real = f32(operate(f32((a - za) * float(sa)), f32((b - zb) * float(sb))))
@@ -195,7 +207,10 @@ ORACLES = {
         "double_rounding": (exact_add_double_rounding, all_add_double_rounding),
         "dequantized": (exact_dequantized(plus), all_dequantized(plus)),
     },
-    "sub": {"dequantized": (exact_dequantized(minus), all_dequantized(minus))},
+    "sub": {
+        "double_rounding": (exact_sub_double_rounding, all_sub_double_rounding),
+        "dequantized": (exact_dequantized(minus), all_dequantized(minus)),
+    },
     "mul": {
         "offset_inside": (exact_offset_inside, all_offset_inside),
         "float": (exact_mul_float, all_mul_float),
@@ -206,7 +221,11 @@ ORACLES = {
 TABLES = {"add": ADD, "sub": SUB, "mul": MUL}
 GRIDS = {"add": PAIRS, "sub": PAIRS, "mul": PRODUCTS}
 NAMES = [(op, name) for op, table in TABLES.items() for name in table]
-SPECIMENS = [("add", s) for s in broken.ADD_SPECIMENS] + [("mul", s) for s in broken.MUL_SPECIMENS]
+SPECIMENS = [
+    *(("add", s) for s in broken.ADD_SPECIMENS),
+    *(("sub", s) for s in broken.SUB_SPECIMENS),
+    *(("mul", s) for s in broken.MUL_SPECIMENS),
+]
 
 
 @cache

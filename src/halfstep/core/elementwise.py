@@ -106,18 +106,40 @@ def add_double_rounding(
     a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
 ) -> Array:
     """LiteRT's reference kernel: both inputs times 2^20 on twice the larger input scale."""
-    xp = array_namespace(a, b)
+    a, b, rescaled = _on_common_scale(a, b, (sa, sb, sy), (za, zb))
+    return rescaled(a + b) + zy
+
+
+def sub_double_rounding(
+    a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
+) -> Array:
+    """As ``add_double_rounding``, with the second input taken from the first before the last."""
+    a, b, rescaled = _on_common_scale(a, b, (sa, sb, sy), (za, zb))
+    return rescaled(a - b) + zy
+
+
+def common_scale_ratios(sa: Scale, sb: Scale, sy: Scale) -> tuple[float, float, float]:
+    """What takes two operands, each times 2^20, to a common scale, and that to the result's."""
     common = 2 * max(np.float64(sa), np.float64(sb))
+    ratios = np.float64(sa) / common, np.float64(sb) / common, common / (2**20 * np.float64(sy))
+    return float(ratios[0]), float(ratios[1]), float(ratios[2])
 
-    def scaled(codes: Array, ratio: float) -> Array:
-        q, shift = (like(part, codes, "int64") for part in fixed_point_multiplier(ratio))
-        return multiply_double_rounding(codes, q, shift)
 
-    total = sum(
-        scaled((xp.astype(x, xp.int64) - z) << 20, np.float64(s) / common)
-        for x, s, z in ((a, sa, za), (b, sb, zb))
+def _on_common_scale(
+    a: Array, b: Array, scales: tuple[Scale, Scale, Scale], zeros: tuple[int, int]
+) -> tuple[Array, Array, Callable[[Array], Array]]:
+    xp = array_namespace(a, b)
+    ratios = common_scale_ratios(*scales)
+
+    def scaled(values: Array, ratio: float) -> Array:
+        q, shift = (like(part, values, "int64") for part in fixed_point_multiplier(ratio))
+        return multiply_double_rounding(values, q, shift)
+
+    first, second = (
+        scaled((xp.astype(x, xp.int64) - zero) << 20, ratio)
+        for x, zero, ratio in zip((a, b), zeros, ratios, strict=False)
     )
-    return scaled(total, common / (2**20 * np.float64(sy))) + zy
+    return first, second, lambda total: scaled(total, ratios[2])
 
 
 def add_dequantized(
@@ -226,7 +248,10 @@ ADD: dict[str, Callable[..., Array]] = {
     "double_rounding": add_double_rounding,
     "dequantized": add_dequantized,
 }
-SUB: dict[str, Callable[..., Array]] = {"dequantized": sub_dequantized}
+SUB: dict[str, Callable[..., Array]] = {
+    "double_rounding": sub_double_rounding,
+    "dequantized": sub_dequantized,
+}
 MUL: dict[str, Callable[..., Array]] = {
     "offset_inside": mul_offset_inside,
     "float": mul_float,

@@ -38,7 +38,7 @@ FORMULAS: Mapping[str, Collection[str]] = {
     "add": ADD.keys(),
     "sub": SUB.keys(),
     "mul": MUL.keys(),
-    "avg_pool": AVERAGE.keys(),
+    "avg_pool": (*AVERAGE, *MEAN),
     "global_avg_pool": MEAN.keys(),
     "softmax": SOFTMAX.keys(),
     "quantize": QUANTIZE.keys(),
@@ -145,7 +145,7 @@ def _check_formula(program: IntProgram, op: Op) -> None:
         return
     found = f"formula {op.formula!r}; {op.kind} has {', '.join(known) or 'none'}"
     _require(op.formula in known, op, "formulas", found)
-    if (op.kind, op.formula) == ("softmax", "table"):
+    if op.kind == "softmax" and op.formula in ("table", "integer"):
         qtype = program.grid(op.inputs[0]).qtype
         _require(qtype.bits <= 8, op, "formulas", f"a softmax by table of {qtype}, not of 8 bits")
 
