@@ -129,6 +129,24 @@ def floats_in(folder: Path) -> list[str]:
     return found
 
 
+def code_bytes(folder: Path) -> int:
+    """Bytes of code and of layers' descriptions, compiled for this machine with ``-Os``.
+
+    All kernels are counted; a linker that collects unused sections leaves those out that no layer
+    calls.
+
+    Raises:
+        RuntimeUnavailableError: this machine has no C compiler, or no ``size``.
+    """
+    size = shutil.which("size")
+    if size is None:
+        raise RuntimeUnavailableError("measuring code needs the program size: install binutils")
+    sources = [file for file in sorted(folder.glob("*.c")) if not file.name.endswith("_data.c")]
+    objects = [str(_object(file, (*_STANDARD, "-Os", f"-I{folder}"))) for file in sources]
+    done = subprocess.run([size, *objects], capture_output=True, check=True, text=True)
+    return sum(int(line.split()[0]) for line in done.stdout.splitlines()[1:])
+
+
 def compiler() -> str:
     """The C compiler: ``$CC``, or cc, gcc or clang.
 

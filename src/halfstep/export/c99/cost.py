@@ -98,18 +98,20 @@ def cost_of(draft: Draft, placed: Placement) -> Cost:
 def cost_page(cost: Cost) -> str:
     """The same for people."""
     rom = ", ".join(f"{what} {size:,}" for what, size in sorted(cost.rom.items()))
+    turns = ", ".join(f"{kind} {n}" for kind, n in CYCLES.items())
+    ram = (
+        f"arena {cost.arena:,}, of which {cost.live:,} must live at once; scratch {cost.scratch:,}"
+    )
     lines = [
         "# What it costs",
         "",
         f"- read-only data: {sum(cost.rom.values()):,} bytes ({rom})",
-        f"- RAM: {cost.arena + cost.scratch:,} bytes (arena {cost.arena:,}, of which "
-        f"{cost.live:,} must live at once; scratch {cost.scratch:,})",
+        f"- RAM: {cost.arena + cost.scratch:,} bytes ({ram})",
         f"- multiply-accumulates: {cost.macs:,}",
         f"- cycles, estimated: {cost.cycles:,}",
         "",
-        "Cycles are an estimate, not measured on a core: turns of each inner loop times "
-        f"{', '.join(f'{kind} {n}' for kind, n in CYCLES.items())}, and {RESCALE} to make a code "
-        "of a sum; for a core of the Cortex-M4's class.",
+        "Cycles are an estimate, not measured on a core of the Cortex-M4's class: turns of each",
+        f"inner loop times {turns}, and {RESCALE} to make a code of a sum.",
         "",
         "| layer | kernel | codes | multiply-accumulates | cycles, estimated |",
         "| --- | --- | ---: | ---: | ---: |",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfstep.export.c99.draft import Draft
 from halfstep.export.c99.numbers import Ratios
@@ -30,7 +31,10 @@ def ratio_arrays(draft: Draft, op: Op, ratios: Ratios) -> dict[str, str]:
     """Fields of a layer that has many ratios: two arrays and their arithmetic."""
     # A shift beyond int8 takes every sum to 0, or to the end of the codes, as its end does.
     shift = np.clip(ratios.shift, -128, 127).astype(np.int8)
-    parts = {"multiplier": ratios.multiplier.astype(np.int32), "shift": shift}
+    parts: dict[str, NDArray[Any]] = {
+        "multiplier": ratios.multiplier.astype(np.int32),
+        "shift": shift,
+    }
     arrays = {
         key: draft.constant(f"{op.output}/{key}", values, "multipliers")
         for key, values in parts.items()

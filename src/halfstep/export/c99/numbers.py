@@ -71,7 +71,7 @@ def packed(rows: NDArray[Any], bits: int) -> NDArray[np.int8]:
     each = 8 // bits
     fields = np.pad(rows.astype(np.int64) & ((1 << bits) - 1), ((0, 0), (0, -rows.shape[1] % each)))
     parts = fields.reshape(len(rows), -1, each) << (np.arange(each) * bits)
-    return parts.sum(axis=2).astype(np.uint8).view(np.int8)
+    return np.asarray(parts.sum(axis=2).astype(np.uint8).view(np.int8))
 
 
 def sum_ratios(formula: str, scale_in: Scale, scale_weight: Scale, scale_out: Scale) -> Ratios:

@@ -1,6 +1,8 @@
 """Pools, and softmax: what looks at many codes of one channel."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +40,11 @@ def _window(draft: Draft, op: Op) -> dict[str, int]:
     """Geometry of a pool; one over all of space is a single window."""
     height, width, channels = image(draft.shape(op.inputs[0]))
     out_height, out_width, _ = image(draft.shape(op.output))
-    whole = {"kernel": (height, width), "stride": (1, 1), "padding": ((0, 0), (0, 0))}
+    whole: Mapping[str, Any] = {
+        "kernel": (height, width),
+        "stride": (1, 1),
+        "padding": ((0, 0), (0, 0)),
+    }
     attrs = whole if op.kind == "global_avg_pool" else op.attrs
     margins = [before for before, _ in attrs["padding"]]
     return {

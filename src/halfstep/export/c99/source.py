@@ -8,6 +8,12 @@ from halfstep.export.c99.draft import Constant, Draft
 from halfstep.export.c99.ports import Port
 
 _WIDTH = 96
+_SHOW = """\
+#ifdef HALFSTEP_TRACE
+#define SHOW(site, codes, size) halfstep_trace(site, codes, size)
+#else
+#define SHOW(site, codes, size) ((void)(codes))
+#endif"""
 _SCRATCH = {"patch": ("int16_t", 2), "sums": ("int32_t", 4)}
 
 
@@ -69,14 +75,10 @@ def model(draft: Draft, ports: tuple[list[Port], list[Port]], placed: Placement)
     name, macro = draft.prefix, draft.prefix.upper()
     arrays = [f"static int8_t arena[{macro}_ARENA_BYTES];"]
     arrays += [f"static {_SCRATCH[key][0]} {key}[{n}];" for key, n in scratch_sizes(draft).items()]
+    includes = [f'#include "{name}.h"\n', "#include <string.h>\n", '#include "halfstep.h"']
     parts = [
-        f'#include "{name}.h"\n\n#include <string.h>\n\n#include "halfstep.h"\n'
-        f'#include "{name}_data.h"',
-        "#ifdef HALFSTEP_TRACE\n"
-        "#define SHOW(site, codes, size) halfstep_trace(site, codes, size)\n"
-        "#else\n"
-        "#define SHOW(site, codes, size) ((void)(codes))\n"
-        "#endif",
+        "\n".join([*includes, f'#include "{name}_data.h"']),
+        _SHOW,
         "\n".join(arrays),
         *draft.layers,
         "\n".join([prototype(draft, ports), "{", *_body(draft, ports[1], placed), "}"]),

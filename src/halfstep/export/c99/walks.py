@@ -53,10 +53,8 @@ class Walk:
         merged: list[Axis] = []
         for size, *steps in sorted(axes, key=lambda axis: -axis[3]):
             whole = [step * size for step in steps]
-            if merged and list(merged[-1][1:]) == whole:
-                outer = merged.pop()[0]
-                size *= outer
-            merged.append((size, steps[0], steps[1], steps[2]))
+            outer = merged.pop()[0] if merged and list(merged[-1][1:]) == whole else 1
+            merged.append((outer * size, steps[0], steps[1], steps[2]))
         return cls(tuple(merged) or ((1, 0, 0, 0),))
 
     @property
