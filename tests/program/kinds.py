@@ -147,7 +147,7 @@ CODES: dict[str, Case] = {
         f"{kind} {formula}": two_operands(kind, formula, (UINT8, UINT8, UINT8))
         for kind, formulas in {
             "add": ("fused", "twenty_bits", "double_rounding", "dequantized"),
-            "sub": ("dequantized",),
+            "sub": ("double_rounding", "dequantized"),
             "mul": ("offset_inside", "float", "double_rounding", "dequantized"),
         }.items()
         for formula in formulas
@@ -172,6 +172,16 @@ CODES: dict[str, Case] = {
         formula="dequantized",
     ),
     **{
+        f"avg_pool {formula}, {padded}": one_operand(
+            "avg_pool",
+            (2, 4, 3, 5),
+            attrs={**AVERAGED, "count_include_pad": padded},
+            formula=formula,
+        )
+        for formula in ("divided_scale", "offset_inside", "double_rounding")
+        for padded in (False, True)
+    },
+    **{
         f"global_avg_pool {formula}": one_operand("global_avg_pool", (2, 4, 1, 1), formula=formula)
         for formula in ("divided_scale", "offset_inside", "double_rounding")
     },
@@ -185,6 +195,7 @@ CODES: dict[str, Case] = {
             ("table", QType(4, False), -1),
             ("dequantized", QType(6), 2),
             ("dequantized", QType(16, False), -1),
+            ("integer", INT8, 1),
         )
     },
     "max_pool of 16 bits": (

@@ -150,7 +150,12 @@ def sums_of_products(formula: str) -> dict[str, Case]:
         "depthwise_twice": convolution("conv", IMAGE, (8, 1, 3, 3), formula, groups=4),
         "transposed": convolution("conv_transpose", IMAGE, (4, 3, 3, 2), formula, **spread),
         "transposed_grouped": convolution(
-            "conv_transpose", IMAGE, (4, 2, 3, 3), formula, groups=2, **{**spread, "dilation": (2, 1)}
+            "conv_transpose",
+            IMAGE,
+            (4, 2, 3, 3),
+            formula,
+            groups=2,
+            **{**spread, "dilation": (2, 1)},
         ),
         "transposed_1d": convolution(
             "conv_transpose", (3, 5), (3, 2, 4), formula, stride=(2,), output_padding=(0,)
@@ -218,7 +223,9 @@ def table(source: QType, out: QType) -> Case:
     values = np.random.default_rng(0).integers(out.qmin, out.qmax + 1, n_codes).astype(out.storage)
     inputs = [codes("x", (N, n_codes), codes_on(source)), real("t", (n_codes,), "int16", values)]
     clamp = (out.qmin + 3, out.qmax - 2)
-    program = one_op("lookup", inputs, codes("y", (N, n_codes), codes_on(out)), INTEGER, clamp=clamp)
+    program = one_op(
+        "lookup", inputs, codes("y", (N, n_codes), codes_on(out)), INTEGER, clamp=clamp
+    )
     every = np.arange(source.qmin, source.qmax + 1).astype(source.storage)
     return program, [np.stack([every, every[::-1]])]
 
@@ -319,9 +326,7 @@ def moves() -> dict[str, Case]:
         COPY,
     )
     row = codes("t", (1, 1, 5), on, random_codes((1, 5), UINT8)[:1])
-    repeated = one_op(
-        "expand", [row], codes("y", (N, 3, 5), on), COPY, attrs={"shape": (N, 3, 5)}
-    )
+    repeated = one_op("expand", [row], codes("y", (N, 3, 5), on), COPY, attrs={"shape": (N, 3, 5)})
     return {
         "reshape": moved("reshape", (24, 5), INT8, shape=(N, 24, 5)),
         "transpose": moved("transpose", (6, 5, 4), INT8, perm=(0, 2, 3, 1)),

@@ -5,6 +5,7 @@ computes; a crash of it, or a sanitizer's complaint, is an error with its words.
 codes by the model's own conversions in C.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -80,10 +82,9 @@ class CModel:
             )
         self.sites = tuple(site for site in sites if site in known)
         self._traced = self._manifest["sites"] if self.sites else []
-        self._folder = tempfile.TemporaryDirectory()
-        self._program = _build(
-            self.path, self._manifest, flags, bool(self.sites), self._folder.name
-        )
+        out = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, out, ignore_errors=True)
+        self._program = _build(self.path, self._manifest, flags, bool(self.sites), out)
 
     def run(self, inputs: Sequence[Values]) -> Mapping[str, Values]:
         """Outputs and asked-for sites by name, for inputs in the order of the model.
@@ -189,9 +190,11 @@ def _build(
 
 
 @cache
-def _objects() -> tempfile.TemporaryDirectory[str]:
+def _objects() -> Path:
     """Where objects lie while this process lives."""
-    return tempfile.TemporaryDirectory()
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _object(source: Path, options: Sequence[str]) -> Path:
@@ -199,7 +202,7 @@ def _object(source: Path, options: Sequence[str]) -> Path:
     read = _compiler_run([*options, "-E", "-P", str(source)])
     flags = " ".join(option for option in options if not option.startswith("-I"))
     key = hashlib.sha256(compiler().encode() + flags.encode() + read).hexdigest()
-    compiled = Path(_objects().name) / f"{key}.o"
+    compiled = _objects() / f"{key}.o"
     if not compiled.is_file():
         part = compiled.with_suffix(f".{os.getpid()}.part")
         _compiler_run([*options, "-c", str(source), "-o", str(part)])

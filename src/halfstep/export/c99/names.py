@@ -41,8 +41,15 @@ _TAKEN = frozenset(
         "void",
         "volatile",
         "while",
+        "NULL",
+        "main",
+        "arena",
+        "patch",
+        "sums",
+        "memcpy",
+        "memset",
+        "rintf",
     ]
-    + ["NULL", "main", "arena", "patch", "sums", "memcpy", "memset", "rintf"]
 )
 
 

@@ -1,13 +1,13 @@
 """The text of a model's files: header, layers and calls, and data."""
 
-import textwrap
 from collections.abc import Sequence
 
 from halfstep.export.c99.arena import Placement
 from halfstep.export.c99.draft import Constant, Draft
 from halfstep.export.c99.ports import Port
 
-_WIDTH = 96
+# Values in one line of data.
+_A_LINE = 16
 _SHOW = """\
 #ifdef HALFSTEP_TRACE
 #define SHOW(site, codes, size) halfstep_trace(site, codes, size)
@@ -25,7 +25,7 @@ def header(draft: Draft, ports: tuple[list[Port], list[Port]], placed: Placement
     lines = [
         f"/* A neural network in integers, made by Halfstep for target '{draft.program.target}'.",
         " *",
-        " * A code c stands for the real number scale * (c - zero_point). Arrays, sample by sample:",
+        " * A code c stands for the real number scale * (c - zero_point). Arrays of one sample:",
         *(
             f" *   {port.variable}: {port.described()}, {port.c_type}"
             for port in (*inputs, *outputs)
@@ -180,7 +180,8 @@ def data(name: str, constants: Sequence[Constant]) -> str:
     """``model_data.c``: weights, biases and tables."""
     parts = [f'#include "{name}_data.h"']
     for constant in constants:
-        values = ", ".join(map(str, constant.values.tolist()))
-        body = textwrap.fill(values, _WIDTH, initial_indent="    ", subsequent_indent="    ")
+        values = list(map(str, constant.values.tolist()))
+        rows = [values[i : i + _A_LINE] for i in range(0, len(values), _A_LINE)]
+        body = ",\n".join(f"    {', '.join(row)}" for row in rows)
         parts.append(f"{constant.declaration} = {{\n{body}\n}};")
     return "\n\n".join([*parts, ""])
