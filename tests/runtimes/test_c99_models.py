@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import halfstep as hs
 from halfstep.errors import DataError, ExportError, PlanError, RuntimeUnavailableError
 from halfstep.export.c99.writer import export, runtime_files
-from halfstep.job import run_job
 from halfstep.images import Preprocessing
+from halfstep.job import run_job
 from halfstep.runtimes import cc
 from halfstep.saved import open_saved
 from halfstep.sources import load_data, load_model
