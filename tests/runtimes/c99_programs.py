@@ -263,6 +263,7 @@ def pool(kind: str, x: tuple[int, ...], out: tuple[int, ...], **fields: Any) -> 
 def windows_and_rows(fixed: bool) -> dict[str, Case]:
     """Pools, means and softmax."""
     mean = "double_rounding" if fixed else "divided_scale"
+    sums = "double_rounding" if fixed else "float"
     window = {"kernel": (3, 2), "stride": (2, 1), "padding": ((1, 1), (0, 1)), "ceil_mode": False}
     averaged = {**window, "count_include_pad": False, "divisor": None}
     whole = {**averaged, "kernel": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0))}
@@ -285,6 +286,9 @@ def windows_and_rows(fixed: bool) -> dict[str, Case]:
         "avg_pool_1d": pool("avg_pool", (3, 8), (3, 4), attrs=line, formula=mean),
         "global_avg_pool": pool("global_avg_pool", IMAGE, (4, 1, 1), formula=mean),
         "global_avg_pool_1d": pool("global_avg_pool", (7, 11), (7, 1), formula=mean, qtype=UINT8),
+        "layer_norm": normalization((5, 48), 1, sums, 2),
+        "layer_norm_plain": normalization((3, 7), 1, sums, 0),
+        "layer_norm_factors": normalization((4, 3, 5), 2, sums, 1),
         **{
             f"softmax_{name}": softmax(shape, axis, qtype)
             for name, shape, axis, qtype in (
@@ -295,6 +299,22 @@ def windows_and_rows(fixed: bool) -> dict[str, Case]:
             )
         },
     }
+
+
+def normalization(shape: tuple[int, ...], n_axes: int, formula: str, n_constants: int) -> Case:
+    """Random rows, a row of equal codes, and one of two codes that alternate."""
+    on, rng = codes_on(INT8), np.random.default_rng(n_axes)
+    size = shape[-n_axes:]
+    given = [
+        codes("g", size, grid(0.01, -100, INT8), rng.integers(-128, 128, size).astype(np.int8)),
+        codes("b", size, grid(0.02, 3, INT8), rng.integers(-128, 128, size).astype(np.int8)),
+    ]
+    inputs = [codes("x", (N, *shape), on), *given[:n_constants]]
+    out = codes("y", (N, *shape), grid(0.031, -9, INT8))
+    fields: dict[str, Any] = {"attrs": {"n_axes": n_axes, "eps": 1e-5}, "formula": formula}
+    values = random_codes(shape)
+    values[0, 0], values[1, 0] = 17, np.where(np.arange(size[-1]) % 2, 4, 5)
+    return one_op("layer_norm", inputs, out, INTEGER, **fields), [values]
 
 
 def softmax(shape: tuple[int, ...], axis: int, qtype: QType) -> Case:

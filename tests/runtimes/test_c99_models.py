@@ -67,10 +67,11 @@ class Attention(nn.Module):
         super().__init__()
         self.table = nn.Embedding(11, 12)
         self.qkv = nn.Linear(12, 36)
+        self.norm = nn.LayerNorm(12)
         self.out = nn.Linear(12, 7)
 
     def forward(self, ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.table(ids) + x
+        x = self.norm(self.table(ids) + x)
         q, k, v = self.qkv(x).reshape(-1, 5, 3, 2, 6).permute(2, 0, 3, 1, 4).unbind(0)
         weights = ((q @ k.transpose(-2, -1)) / 6**0.5).softmax(-1)
         mixed = (weights @ v).transpose(1, 2).reshape(-1, 5, 12)
@@ -235,7 +236,11 @@ def test_a_missing_compiler_is_said(folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("module", "shape", "reason"),
     [
-        (nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), (8,), "1: no formula on integers"),
+        (
+            nn.Sequential(nn.Linear(8, 1025), nn.LayerNorm(1025)),
+            (8,),
+            "1: a layer normalization of",
+        ),
         (nn.Sequential(nn.Conv2d(3, 3, 1), nn.PReLU(3)), (3, 4, 4), "1: no formula on integers"),
         (Call(lambda x: x.softmax(-1)), (1024,), "a softmax of 1024 values has a sum"),
         (Call(lambda x: x.softmax(0)), (4,), "a softmax over the samples of a batch"),

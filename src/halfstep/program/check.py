@@ -41,6 +41,7 @@ FORMULAS: Mapping[str, Collection[str]] = {
     "avg_pool": (*AVERAGE, *MEAN),
     "global_avg_pool": MEAN.keys(),
     "softmax": SOFTMAX.keys(),
+    "layer_norm": ACCUMULATOR.keys(),
     "quantize": QUANTIZE.keys(),
 }
 

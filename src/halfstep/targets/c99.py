@@ -9,7 +9,10 @@ is the zero point, keeps all 256 codes, and an int8 is what ARM's and RISC-V's p
 multiply. Weights take 8, 4, 2 or 1 bits in memory, whichever hold their type.
 """
 
+import math
+
 from halfstep.core.execution import BATCH, Execution
+from halfstep.core.normalize import LONGEST_ROW
 from halfstep.core.qtype import INT8, INT8_NARROW
 from halfstep.core.softmax import INTEGER_ROW
 from halfstep.core.target import OpFacts, OpRule, Target
@@ -39,6 +42,15 @@ def _short_row(facts: OpFacts) -> str:
     return long if length > INTEGER_ROW else ""
 
 
+def _constant_affine(facts: OpFacts) -> str:
+    """Rows of a size whose squares 64 bits hold, and parameters that are constants."""
+    sizes = facts.shapes[0][-facts.attrs["n_axes"] :]
+    length = BATCH if BATCH in sizes else math.prod(sizes)
+    if not 0 < length <= LONGEST_ROW:
+        return f"a layer normalization of more than {LONGEST_ROW} values has no kernel"
+    return "" if all(facts.constants[1:]) else "its weight or bias is computed, not a parameter"
+
+
 RULES = {
     **{k: rule for k, rule in onnxruntime.RULES.items() if rule.execution is Execution.COPY},
     "conv": OpRule(_INTEGER, "float"),
@@ -50,6 +62,7 @@ RULES = {
     "mul": OpRule(_INTEGER, "float"),
     "avg_pool": OpRule(_INTEGER, "divided_scale"),
     "global_avg_pool": OpRule(_INTEGER, "divided_scale"),
+    "layer_norm": OpRule(_INTEGER, "float", refuses=_constant_affine),
     "softmax": OpRule(_INTEGER, "integer", refuses=_short_row, output_calibrator="unit_interval"),
     **{
         kind: OpRule(_INTEGER)
@@ -66,7 +79,7 @@ RULES = {
     },
     **{
         kind: OpRule(Execution.FLOAT, reason=_NO_FORMULA)
-        for kind in ("prelu", "layer_norm", "mean", "sum", "upsample_linear", "div")
+        for kind in ("prelu", "mean", "sum", "upsample_linear", "div")
     },
 }
 

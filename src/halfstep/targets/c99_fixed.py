@@ -5,7 +5,16 @@ from dataclasses import replace
 from halfstep.targets import c99
 
 # Kinds that requantize a sum, a product or a mean.
-_RESCALED = ("conv", "conv_transpose", "linear", "matmul", "mul", "avg_pool", "global_avg_pool")
+_RESCALED = (
+    "conv",
+    "conv_transpose",
+    "linear",
+    "matmul",
+    "mul",
+    "avg_pool",
+    "global_avg_pool",
+    "layer_norm",
+)
 
 TARGET = replace(
     c99.TARGET,

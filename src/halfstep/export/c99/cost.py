@@ -26,6 +26,7 @@ CYCLES = {
     "lookup": 6,
     "pool": 7,
     "softmax": 40,
+    "norm": 160,
     "copy": 8,
 }
 # Cycles of making one code of one sum.

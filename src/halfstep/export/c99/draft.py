@@ -16,7 +16,7 @@ from halfstep.export.c99.numbers import stored_offset, stored_zero
 from halfstep.export.c99.walks import MAX_AXES, Walk, steps_of
 from halfstep.program.ir import IntProgram, Op, Tensor
 
-_C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
+_C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "uint32": "uint32_t"}
 
 
 @dataclass(frozen=True, eq=False)

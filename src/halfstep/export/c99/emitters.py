@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from halfstep.export.c99 import moves, pointwise, pools, products
+from halfstep.export.c99 import moves, norms, pointwise, pools, products
 from halfstep.export.c99.draft import Draft
 from halfstep.program.ir import Op
 
@@ -20,6 +20,7 @@ EMITTERS: Mapping[str, Callable[[Draft, Op], None]] = {
     "avg_pool": pools.average,
     "global_avg_pool": pools.average,
     "softmax": pools.softmax,
+    "layer_norm": norms.layer_norm,
     "reshape": moves.reshape,
     "transpose": moves.transpose,
     "slice": moves.slice_,

@@ -16,7 +16,7 @@ from halfstep.program.ir import IntProgram, Op
 Shape = tuple[int, ...]
 
 OF_IMAGES = frozenset({"conv", "conv_transpose", "max_pool", "avg_pool", "global_avg_pool"})
-OF_MATRICES = frozenset({"linear", "matmul", "embedding"})
+OF_MATRICES = frozenset({"linear", "matmul", "embedding", "layer_norm"})
 # Visit input and output in the same order.
 IN_PLACE_ORDER = frozenset({"lookup", "softmax"})
 _TAKES_ANY = frozenset(

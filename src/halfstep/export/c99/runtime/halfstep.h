@@ -120,6 +120,18 @@ typedef struct {
     hs_codes out;
 } hs_softmax_layer;
 
+/* Layer normalization of rows, each position with its own factor and addend. */
+typedef struct {
+    int32_t rows, length; /* at most 1024 */
+    int32_t in_zero;
+    uint64_t eps;
+    const int16_t *gamma;
+    const int32_t *beta;
+    hs_ratio ratio;
+    hs_rounding rounding;
+    hs_codes out;
+} hs_norm;
+
 /* `patch` holds one window, kernel_height * kernel_width * in_channels / groups values. */
 void hs_conv2d(const hs_conv *layer, const int8_t *in, int8_t *out, int16_t *patch);
 
@@ -145,6 +157,9 @@ void hs_max_pool(const hs_window *window, int32_t lowest, const int8_t *in, int8
 void hs_average_pool(const hs_average *layer, const int8_t *in, int8_t *out, int32_t *sums);
 
 void hs_softmax(const hs_softmax_layer *layer, const int8_t *in, int8_t *out);
+
+/* `out` may be `in`. */
+void hs_layer_norm(const hs_norm *layer, const int8_t *in, int8_t *out);
 
 /* Moves codes: transposes, slices, repeats, pads and joins are all walks. */
 void hs_copy(const hs_walk *walk, const int8_t *in, int8_t *out);
