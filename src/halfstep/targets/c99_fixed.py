@@ -1,4 +1,4 @@
-"""Plain C99 for bare metal in gemmlowp's fixed point: the roundings of CMSIS-NN throughout."""
+"""Plain C99 for bare metal in gemmlowp's fixed point, two roundings for every sum."""
 
 from dataclasses import replace
 

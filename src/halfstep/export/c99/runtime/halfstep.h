@@ -22,7 +22,7 @@
 /* The two ways to multiply an accumulator by a real number; see halfstep_arithmetic.h. */
 typedef enum {
     HS_FLOAT_ROUNDING,  /* the bits of float32 arithmetic, in integers: ONNX Runtime, XNNPACK */
-    HS_DOUBLE_ROUNDING  /* gemmlowp's fixed point: CMSIS-NN, the reference kernels of LiteRT */
+    HS_DOUBLE_ROUNDING  /* gemmlowp's fixed point: the reference kernels of LiteRT */
 } hs_rounding;
 
 /* A positive real number: multiplier * 2^shift, or multiplier * 2^(shift - 31) in fixed point. */
