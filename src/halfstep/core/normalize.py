@@ -69,7 +69,7 @@ def square_root(values: Array) -> Array:
 
 def affine_terms(
     gamma: tuple[NDArray[Any], Scale] | None, beta: tuple[NDArray[Any], Scale] | None
-) -> tuple[NDArray[np.int64], Scale, NDArray[np.int64]]:
+) -> tuple[NDArray[Any], Scale, NDArray[Any]]:
     """What normalized values are multiplied by, its scale, and what is added to the products.
 
     Args:
@@ -79,7 +79,7 @@ def affine_terms(
     Returns:
         Steps of gamma, its scale, and beta on ``2^-10`` times that scale, within 2^30.
     """
-    steps, scale = gamma or (np.ones((), np.int64), np.float32(1))
+    steps, scale = gamma or (np.ones((), np.int64), np.asarray(1, np.float32))
     if beta is None:
         return steps, scale, np.zeros((), np.int64)
     real = beta[0].astype(np.float64) * np.float64(beta[1])

@@ -18,7 +18,10 @@ def layer_norm(draft: Draft, op: Op) -> None:
     scale_in = program.grid(op.inputs[0]).scale
     gamma, scale, beta = affine_of(program, op)
     ratio = sum_ratios(
-        op.formula or "", np.float32(2.0**-FRACTION), scale, program.grid(op.output).scale
+        op.formula or "",
+        np.asarray(2.0**-FRACTION, np.float32),
+        scale,
+        program.grid(op.output).scale,
     )
     arrays = {
         name: draft.constant(

@@ -17,7 +17,7 @@ def layer_norm(setup: Setup) -> Step:
     gamma, scale, beta = affine_of(setup.program, setup.op)
     factor, added = setup.constant(gamma, "int64"), setup.constant(beta, "int64")
     first, zero = setup.grid(0), setup.zero(0)
-    scales = np.float32(2.0**-FRACTION), scale, out.scale
+    scales = np.asarray(2.0**-FRACTION, np.float32), scale, out.scale
 
     def run(x: Array, *_: Array) -> Array:
         steps = xp.astype(x, xp.int64) - zero
@@ -27,7 +27,7 @@ def layer_norm(setup: Setup) -> Step:
     return run
 
 
-def affine_of(program: IntProgram, op: Op) -> tuple[NDArray[np.int64], Scale, NDArray[np.int64]]:
+def affine_of(program: IntProgram, op: Op) -> tuple[NDArray[Any], Scale, NDArray[Any]]:
     """``affine_terms`` of the constants that the operation reads behind its input."""
     constants: list[tuple[NDArray[Any], Scale]] = []
     for name in op.inputs[1:]:

@@ -1,8 +1,9 @@
 /*
  * From an exact integer sum to a code: the only arithmetic that rounds.
  *
- * Both ways are exact to the last bit with the runtimes they are named after, on every core. A
- * right shift of a negative number is taken to be arithmetic, as all compilers for these cores do.
+ * Both ways give the same bits on every core, and those of the simulation that the model was proven
+ * with. A right shift of a negative number is taken to be arithmetic, as compilers for these cores
+ * have it.
  */
 #ifndef HALFSTEP_ARITHMETIC_H
 #define HALFSTEP_ARITHMETIC_H
