@@ -109,6 +109,18 @@ def rows_of_codes() -> Case:
     return program, [np.asarray([[0, 6, 3, 3], [1, 2, 0, 5]])]
 
 
+def normalization(formula: str) -> Case:
+    on = grid(0.05, 30)
+    parameters = [
+        codes(name, (6, 5), grid(0.02, 7, INT8), random_codes((6, 5), INT8, seed))
+        for seed, name in enumerate("gb")
+    ]
+    inputs = [codes("x", batched(SHAPE), on), *parameters]
+    fields = {"attrs": {"n_axes": 2, "eps": 1e-5}, "formula": formula, "clamp": (3, 250)}
+    y = codes("y", batched(SHAPE), grid(0.03, 120))
+    return one_op("layer_norm", inputs, y, INTEGER, **fields), [random_codes(SHAPE)]
+
+
 MOVES: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
     "reshape": ((N, 24, 5), {"shape": (N, 24, 5)}, 1),
     "transpose": ((N, 6, 5, 4), {"perm": (0, 2, 3, 1)}, 1),
@@ -162,6 +174,8 @@ CODES: dict[str, Case] = {
     "conv_transpose": sums("conv_transpose"),
     "linear": sums("linear"),
     "matmul": product(),
+    "layer_norm": normalization("float"),
+    "layer_norm double_rounding": normalization("double_rounding"),
     "linear, scaled": scaled(sums("linear")),
     "matmul, scaled": scaled(product()),
     "avg_pool": one_operand("avg_pool", (2, 4, 3, 5), attrs={**AVERAGED}, formula="dequantized"),

@@ -36,7 +36,7 @@ BROKEN = [
     ("table", "elementwise.c", "table[in[i] - lowest]", "table[in[i] - lowest] + 1", "lookup"),
     ("counts", "pool.c", "row >= layer->top && ", "", "avg_pool"),
     ("no half", "pool.c", "(share + sum / 2) / sum", "share / sum", "softmax_rows"),
-    ("root", "norm.c", "value >= root + bit", "value > root + bit", "layer_norm_plain"),
+    ("no eps", "norm.c", " + layer->eps", "", "layer_norm"),
     ("half", "norm.c", " + root / 2", "", "layer_norm"),
     ("maximum", "pool.c", "tap[i] > pixel[i]", "tap[i] < pixel[i]", "max_pool"),
 ]  # fmt: skip

@@ -75,16 +75,14 @@ def average(draft: Draft, op: Op) -> None:
     """Means over windows, or over all of space."""
     program, window = draft.program, _window(draft, op)
     height, width = window["in_height"], window["in_width"]
-    counted, divisor = (0, height, 0, width), None
+    counted = (0, height, 0, width)
+    largest = window["kernel_height"] * window["kernel_width"]
+    counts = [largest]
     if op.kind == "avg_pool":
-        divisor = op.attrs["divisor"]
+        counts = _counts(op, largest)
         if op.attrs["count_include_pad"]:
             (top, bottom), (left, right) = ((0, 0), *op.attrs["padding"])[-2:]
             counted = (-top, height + bottom, -left, width + right)
-    largest = window["kernel_height"] * window["kernel_width"]
-    counts = [divisor] if divisor else list(range(1, largest + 1))
-    if op.kind == "global_avg_pool":
-        divisor, counts = largest, [largest]
     scales = (program.grid(name).scale for name in (op.inputs[0], op.output))
     ratios = mean_ratios(op.formula or "", counts, *scales)
     layer = draft.layer(
@@ -94,7 +92,7 @@ def average(draft: Draft, op: Op) -> None:
             **{f"window.{key}": value for key, value in window.items()},
             **dict(zip(("top", "bottom", "left", "right"), counted, strict=True)),
             "in_zero": draft.zero(op.inputs[0]),
-            "one_ratio": int(divisor is not None),
+            "one_ratio": int(counts != list(range(1, largest + 1))),
             **ratio_arrays(draft, op, ratios),
             "out": draft.codes(op),
         },
@@ -103,3 +101,11 @@ def average(draft: Draft, op: Op) -> None:
     call = f"hs_average_pool({layer}, {x}, {draft.names[op.output]}, sums);"
     taps = draft.size(op.output) * largest
     draft.add(op, [call], [x], "pool", taps, sums=window["channels"])
+
+
+def _counts(op: Op, largest: int) -> list[int]:
+    """How many values a window may average: one number for all, or each from 1."""
+    if op.attrs["divisor"]:
+        return [op.attrs["divisor"]]
+    padded = any(map(any, op.attrs["padding"])) and not op.attrs["count_include_pad"]
+    return list(range(1, largest + 1)) if padded or op.attrs["ceil_mode"] else [largest]
