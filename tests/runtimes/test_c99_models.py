@@ -148,7 +148,7 @@ def test_weights_take_the_bits_of_their_type(weights: str, tmp_path: Path) -> No
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = lowered(Moves(), normal_inputs((4, 12, 10)), target="c99")
     path = tmp_path_factory.mktemp("files") / "net"
-    export(made.program, path, name="Key-word spotter")
+    hs.export(made.program, path, name="Key-word spotter")
     return path
 
 
@@ -167,6 +167,16 @@ def test_a_name_without_letters_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"name '--': asked for a name with a letter or a digit"):
         export(made.program, tmp_path / "net", name="--")
     assert not (tmp_path / "net").exists()
+
+
+def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
+    made = lowered(nn.Linear(3, 2), normal_inputs((3,)), target="c99")
+    words = "prefix: the writer of target 'c99' has no such option; it has name"
+    with pytest.raises(ExportError, match=words):
+        hs.export(made.program, tmp_path / "net", prefix="a")
+    made = lowered(nn.Linear(3, 2), normal_inputs((3,)))
+    with pytest.raises(ExportError, match="'onnxruntime' has no such option; it has none"):
+        hs.export(made.program, tmp_path / "net", name="a")
 
 
 def test_integer_sources_have_no_floats_and_no_allocation(folder: Path, tmp_path: Path) -> None:
