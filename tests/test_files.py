@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from halfstep.files import write_folder_atomically
+from halfstep.files import read_contents, size_of, write_contents, write_folder_atomically
 
 
 def fill(text: str) -> Callable[[Path], None]:
@@ -90,3 +90,12 @@ def test_what_others_still_write_stays(tmp_path: Path, ended: int) -> None:
         (tmp_path / name).mkdir()
     write_folder_atomically(tmp_path / "out", fill("text"))
     assert names(tmp_path) == {"out", *kept}
+
+
+def test_contents_of_files_and_folders_are_read_and_written_back(tmp_path: Path) -> None:
+    folder = {"a.c": b"int a;", "b.h": b""}
+    write_contents(tmp_path / "model", folder)
+    write_contents(tmp_path / "model.onnx", b"123")
+    assert read_contents(tmp_path / "model") == folder
+    assert read_contents(tmp_path / "model.onnx") == b"123"
+    assert [size_of(contents) for contents in (folder, b"123")] == [6, 3]

@@ -81,6 +81,8 @@ CATALOG = (
     Entry("target", "litert_xnnpack", "targets.litert_xnnpack:TARGET",
           "LiteRT's default: XNNPACK", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
+    Entry("target", "c99", "targets.c99:TARGET", "bare metal, emulated float rounding", _MEASURED),
+    Entry("target", "c99_fixed", "targets.c99_fixed:TARGET", "bare metal, fixed point", _JACOB),
 )
 # fmt: on
 

@@ -4,13 +4,38 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from halfstep.errors import ExportError
 
 _PART = ".part"
+
+# What an artifact holds: the bytes of a file, or those of every file of a folder by its name.
+Contents = bytes | Mapping[str, bytes]
+
+
+def read_contents(path: Path) -> Contents:
+    """A file, or a folder of files."""
+    if path.is_dir():
+        return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+    return path.read_bytes()
+
+
+def write_contents(path: Path, contents: Contents) -> None:
+    """Into a folder that is itself written atomically, or thrown away."""
+    if isinstance(contents, bytes):
+        path.write_bytes(contents)
+        return
+    path.mkdir()
+    for name, data in contents.items():
+        (path / name).write_bytes(data)
+
+
+def size_of(contents: Contents) -> int:
+    """Bytes of all files."""
+    return sum(map(len, [contents] if isinstance(contents, bytes) else contents.values()))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from halfstep.errors import HalfstepError
+from halfstep.errors import HalfstepError, RuntimeUnavailableError
+from halfstep.files import write_contents
 from halfstep.progress import on_terminal, silent
 from halfstep.quantize import quantize, stages
 from halfstep.report.coverage import coverage_text
 from halfstep.report.latency import Gain, compare_with_float
 from halfstep.report.table import ending, verdict_text
 from halfstep.result import Result
+from halfstep.runtimes.cc import code_bytes
 from halfstep.sources import samples_of
 from halfstep.verify import verify
 
@@ -61,6 +63,8 @@ def run_job(
         gain = _gain(result)
         Console().print(ending(result.verdict, gain, result.journal), soft_wrap=True)
     if not quiet:
+        if cost := _cost(result):
+            print_line(cost)
         print_line(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return result.verdict.exit_code if result.verdict else 0
 
@@ -73,13 +77,29 @@ def print_line(text: str) -> None:
 def _verified(result: Result, model: nn.Module, data: Iterable[Any], samples: int | None) -> Result:
     """``result`` with the verdict on other data than it was calibrated on."""
     assert result.artifact is not None
-    name, content = result.artifact
+    name, contents = result.artifact
     with tempfile.TemporaryDirectory() as folder, result.journal.step("verify"):
         path = Path(folder) / name
-        path.write_bytes(content)
+        write_contents(path, contents)
         batches = samples_of(data, result.program.inputs, samples)
         verdict = verify(result.program, path, batches, stages=stages(model, result.model))
     return replace(result, verdict=verdict)
+
+
+def _cost(result: Result) -> str:
+    """What the artifact says of ROM, RAM and cycles, and the size of its code; mostly nothing."""
+    contents = b"" if result.artifact is None else result.artifact[1]
+    if isinstance(contents, bytes) or "cost.md" not in contents:
+        return ""
+    head = contents["cost.md"].decode().partition("\n|")[0].strip()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c99"
+        write_contents(path, contents)
+        try:
+            code = f"{code_bytes(path):,} bytes, for this machine with -Os"
+        except RuntimeUnavailableError as error:
+            code = str(error)
+    return f"{head}\ncode: {code}"
 
 
 def _gain(result: Result) -> Gain | str:

@@ -15,6 +15,7 @@ from halfstep.catalog import find
 from halfstep.core.target import Target, resolve
 from halfstep.data import NO_BATCH, example_of, iterate
 from halfstep.errors import DataError
+from halfstep.files import Contents, read_contents, size_of
 from halfstep.graph.eager import original
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
@@ -95,20 +96,20 @@ def _proven(
     held: "_Held",
     compared: Mapping[str, Stage] | None,
     journal: Journal,
-) -> tuple[tuple[str, bytes], Verdict | None]:
+) -> tuple[tuple[str, Contents], Verdict | None]:
     """The artifact and, with stages to compare, the verdict on it."""
     assert target.export is not None and target.artifact is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / target.artifact
         with journal.step("export") as record:
             resolve(target.export)(program, path)
-            record.facts["bytes"] = path.stat().st_size
+            record.facts["bytes"] = size_of(read_contents(path))
         verdict: Verdict | None = None
         if compared is not None:
             with journal.step("verify") as record:
                 verdict = verify(program, path, held.first(), stages=compared)
                 record.facts["samples"] = verdict.samples
-        return (target.artifact, path.read_bytes()), verdict
+        return (target.artifact, read_contents(path)), verdict
 
 
 def stages(model: nn.Module, quantized: QuantizedModel) -> dict[str, Stage]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from halfstep.catalog import family
 from halfstep.errors import ExportError
-from halfstep.files import write_folder_atomically
+from halfstep.files import Contents, size_of, write_contents, write_folder_atomically
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.program.ir import IntProgram
@@ -38,14 +38,15 @@ class Result:
     Attributes:
         model: the calibrated model, an ``nn.Module``.
         program: the integer program.
-        artifact: name and bytes of the file for the target; ``None`` if the target has none.
+        artifact: name and bytes of the file for the target, or of each file of a folder;
+            ``None`` if the target has none.
         verdict: program against artifact; ``None`` if nothing was verified.
         journal: what was done, for how long.
     """
 
     model: QuantizedModel
     program: IntProgram
-    artifact: tuple[str, bytes] | None
+    artifact: tuple[str, Contents] | None
     verdict: Verdict | None
     journal: Journal
 
@@ -70,9 +71,9 @@ class Result:
     def _fill(self, folder: Path) -> None:
         file: tuple[str, int] | None = None
         if self.artifact is not None:
-            name, content = self.artifact
-            (folder / name).write_bytes(content)
-            file = name, len(content)
+            name, contents = self.artifact
+            write_contents(folder / name, contents)
+            file = name, size_of(contents)
         save_program(self.program, folder)
         (folder / "encodings.json").write_text(json.dumps(encodings(self.program), indent=1))
         self.model.plan.save(folder / "plan.yaml")
@@ -89,13 +90,18 @@ def check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         return
     entries = list(folder.iterdir())
-    known = _FILES | {entry.load().artifact for entry in family("target").values()}
-    foreign = any(path.name not in known or path.is_dir() for path in entries)
+    artifacts = {entry.load().artifact for entry in family("target").values()}
+    foreign = any(path.name not in _FILES | artifacts or _is_foreign(path) for path in entries)
     if entries and (foreign or not (folder / "encodings.json").is_file()):
         raise ExportError(
             f"{folder}: it holds files of others, and saving replaces the whole folder; "
             "choose a new or an empty one"
         )
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether this is a folder that no exporter wrote: theirs say what is in them."""
+    return path.is_dir() and not (path / "sites.json").is_file()
 
 
 def encodings(program: IntProgram) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from halfstep.graph.insert import prepare
 from halfstep.graph.plan import Plan
 from halfstep.lower import draft
 from halfstep.program.ir import IntProgram
-from halfstep.program.serialize import load_program, same_program
+from halfstep.program.serialize import DESCRIPTION, load_program, same_program
 from halfstep.quantize import stages
 from halfstep.verify import Stage
 
@@ -26,7 +26,7 @@ class Saved:
     Attributes:
         folder: where it was saved.
         program: the integer program.
-        artifact: the file to compare it with.
+        artifact: the file, or folder, to compare it with.
     """
 
     folder: Path
@@ -44,15 +44,20 @@ def open_saved(path: str | Path) -> Saved:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
-    folder = path if path.is_dir() else path.parent
+    folder = path.parent if path.is_file() or _is_artifact(path) else path
     program = load_program(folder)
     target: Target = find("target", program.target)
     if target.artifact is None:
         raise PlanError(f"{path}: target '{target.name}' has no artifact: nothing to compare with")
-    artifact = folder / target.artifact if path.is_dir() else path
-    if not artifact.is_file():
+    artifact = folder / target.artifact if path == folder else path
+    if not artifact.exists():
         raise DataError(f"{artifact}: it is missing from the saved folder; save it again")
     return Saved(folder, program, artifact)
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether this is an artifact that is a folder, and not what it was saved into."""
+    return not (folder / DESCRIPTION).is_file() and (folder.parent / DESCRIPTION).is_file()
 
 
 def model_stages(saved: Saved, model: nn.Module, example: Example) -> dict[str, Stage]:

@@ -371,6 +371,29 @@ ADD_SPECIMENS = {
 }
 
 
+def sub_of_rounded_steps(
+    a: Array, b: Array, sa: Any, sb: Any, sy: Any, za: int, zb: int, zy: int
+) -> Array:
+    """Each operand on the output's scale before they meet."""
+    steps = [
+        half_away((x.astype(np.float64) - z) * s / sy) for x, s, z in ((a, sa, za), (b, sb, zb))
+    ]
+    return steps[0] - steps[1] + zy
+
+
+def sub_single_rounding(
+    a: Array, b: Array, sa: Any, sb: Any, sy: Any, za: int, zb: int, zy: int
+) -> Array:
+    real = (a.astype(np.float64) - za) * sa - (b.astype(np.float64) - zb) * sb
+    return half_up(real / sy) + zy
+
+
+SUB_SPECIMENS = {
+    "of rounded steps": ("double_rounding", sub_of_rounded_steps),
+    "single rounding": ("double_rounding", sub_single_rounding),
+}
+
+
 def _product(a: Array, b: Array, za: int, zb: int) -> Array:
     return (a.astype(np.int64) - za) * (b.astype(np.int64) - zb)
 

@@ -41,6 +41,20 @@ def _sum_in_float64(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, 
     return np.rint((powers / total).astype(F) / scale_out) + zero
 
 
+def _half_down(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    """The quotient of integers cut off, not rounded."""
+    powers = softmax.integer_powers(scale_in, n)[x.max(axis=axis, keepdims=True) - x]
+    return powers * int(F(1) / scale_out) // powers.sum(axis=axis, keepdims=True) + zero
+
+
+def _sixteen_bits(x: Array, axis: int, n: int, scale_in: Any, scale_out: Any, zero: int) -> Array:
+    """A coarser table."""
+    powers = np.rint(np.exp(-np.arange(n) * float(scale_in)) * 2**16).astype(np.int64)
+    powers = powers[x.max(axis=axis, keepdims=True) - x]
+    total = powers.sum(axis=axis, keepdims=True)
+    return (powers * int(F(1) / scale_out) + total // 2) // total + zero
+
+
 def _along_the_first_axis(x: Array, axis: int, *arguments: Any) -> Array:
     del axis
     return softmax.softmax_table(x, 0, *arguments)
@@ -52,6 +66,8 @@ SOFTMAX_SPECIMENS: dict[str, tuple[str, Callable[..., Array]]] = {
     "along the first axis": ("table", _along_the_first_axis),
     "offset inside": ("dequantized", _offset_inside),
     "sum in float64": ("dequantized", _sum_in_float64),
+    "cut off": ("integer", _half_down),
+    "sixteen bits": ("integer", _sixteen_bits),
 }
 
 

@@ -126,6 +126,18 @@ def rows_of_codes() -> Case:
     return program, [np.asarray([[0, 6, 3, 3], [1, 2, 0, 5]])]
 
 
+def normalization(formula: str) -> Case:
+    on = grid(0.05, 30)
+    parameters = [
+        codes(name, (6, 5), grid(0.02, 7, INT8), random_codes((6, 5), INT8, seed))
+        for seed, name in enumerate("gb")
+    ]
+    inputs = [codes("x", batched(SHAPE), on), *parameters]
+    fields = {"attrs": {"n_axes": 2, "eps": 1e-5}, "formula": formula, "clamp": (3, 250)}
+    y = codes("y", batched(SHAPE), grid(0.03, 120))
+    return one_op("layer_norm", inputs, y, INTEGER, **fields), [random_codes(SHAPE)]
+
+
 MOVES: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
     "reshape": ((N, 24, 5), {"shape": (N, 24, 5)}, 1),
     "transpose": ((N, 6, 5, 4), {"perm": (0, 2, 3, 1)}, 1),
@@ -164,7 +176,7 @@ CODES: dict[str, Case] = {
         f"{kind} {formula}": two_operands(kind, formula, (UINT8, UINT8, UINT8))
         for kind, formulas in {
             "add": ("fused", "twenty_bits", "double_rounding", "dequantized"),
-            "sub": ("dequantized",),
+            "sub": ("double_rounding", "dequantized"),
             "mul": ("offset_inside", "float", "double_rounding", "dequantized"),
         }.items()
         for formula in formulas
@@ -179,6 +191,8 @@ CODES: dict[str, Case] = {
     "conv_transpose": sums("conv_transpose"),
     "linear": sums("linear"),
     "matmul": product(),
+    "layer_norm": normalization("float"),
+    "layer_norm double_rounding": normalization("double_rounding"),
     "linear, scaled": scaled(sums("linear")),
     "matmul, scaled": scaled(product()),
     "avg_pool": one_operand("avg_pool", (2, 4, 3, 5), attrs={**AVERAGED}, formula="dequantized"),
@@ -188,6 +202,16 @@ CODES: dict[str, Case] = {
         attrs={**AVERAGED, "count_include_pad": True},
         formula="dequantized",
     ),
+    **{
+        f"avg_pool {formula}, {padded}": one_operand(
+            "avg_pool",
+            (2, 4, 3, 5),
+            attrs={**AVERAGED, "count_include_pad": padded},
+            formula=formula,
+        )
+        for formula in ("divided_scale", "offset_inside", "double_rounding")
+        for padded in (False, True)
+    },
     **{
         f"global_avg_pool {formula}": one_operand("global_avg_pool", (2, 4, 1, 1), formula=formula)
         for formula in ("divided_scale", "offset_inside", "raw_codes", "double_rounding")
@@ -213,6 +237,7 @@ CODES: dict[str, Case] = {
             ("table", QType(4, False), -1),
             ("dequantized", QType(6), 2),
             ("dequantized", QType(16, False), -1),
+            ("integer", INT8, 1),
         )
     },
     "max_pool of 16 bits": (

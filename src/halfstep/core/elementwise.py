@@ -123,33 +123,40 @@ def add_double_rounding(
     a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
 ) -> Array:
     """LiteRT's reference kernel: both inputs times 2^20 on twice the larger input scale."""
-    first, second = _on_common_scale(a, sa, sb, za), _on_common_scale(b, sb, sa, zb)
-    return _from_common_scale(first + second, sa, sb, sy) + zy
+    a, b, rescaled = _on_common_scale(a, b, (sa, sb, sy), (za, zb))
+    return rescaled(a + b) + zy
 
 
 def sub_double_rounding(
     a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
 ) -> Array:
-    """LiteRT's reference kernel: as the addition, with the difference of the rescaled inputs."""
-    first, second = _on_common_scale(a, sa, sb, za), _on_common_scale(b, sb, sa, zb)
-    return _from_common_scale(first - second, sa, sb, sy) + zy
+    """As ``add_double_rounding``, with the second input taken from the first before the last."""
+    a, b, rescaled = _on_common_scale(a, b, (sa, sb, sy), (za, zb))
+    return rescaled(a - b) + zy
 
 
-def _on_common_scale(codes: Array, scale: Scale, other: Scale, zero: int) -> Array:
-    """Steps times 2^20, on twice the larger scale."""
-    xp = array_namespace(codes)
-    common = 2 * max(np.float64(scale), np.float64(other))
-    return _rescaled((xp.astype(codes, xp.int64) - zero) << 20, np.float64(scale) / common)
-
-
-def _from_common_scale(total: Array, sa: Scale, sb: Scale, sy: Scale) -> Array:
+def common_scale_ratios(sa: Scale, sb: Scale, sy: Scale) -> tuple[float, float, float]:
+    """What takes two operands, each times 2^20, to a common scale, and that to the result's."""
     common = 2 * max(np.float64(sa), np.float64(sb))
-    return _rescaled(total, common / (2**20 * np.float64(sy)))
+    ratios = np.float64(sa) / common, np.float64(sb) / common, common / (2**20 * np.float64(sy))
+    return float(ratios[0]), float(ratios[1]), float(ratios[2])
 
 
-def _rescaled(values: Array, ratio: np.floating) -> Array:
-    q, shift = (like(part, values, "int64") for part in fixed_point_multiplier(ratio))
-    return multiply_double_rounding(values, q, shift)
+def _on_common_scale(
+    a: Array, b: Array, scales: tuple[Scale, Scale, Scale], zeros: tuple[int, int]
+) -> tuple[Array, Array, Callable[[Array], Array]]:
+    xp = array_namespace(a, b)
+    ratios = common_scale_ratios(*scales)
+
+    def scaled(values: Array, ratio: float) -> Array:
+        q, shift = (like(part, values, "int64") for part in fixed_point_multiplier(ratio))
+        return multiply_double_rounding(values, q, shift)
+
+    first, second = (
+        scaled((xp.astype(x, xp.int64) - zero) << 20, ratio)
+        for x, zero, ratio in zip((a, b), zeros, ratios, strict=False)
+    )
+    return first, second, lambda total: scaled(total, ratios[2])
 
 
 def add_dequantized(

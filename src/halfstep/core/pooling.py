@@ -32,8 +32,13 @@ def mean_divided_scale(
 ) -> Array:
     """ONNX Runtime's global average pool: ``rint(f32(S) * f32(s_in / f32(s_out * n))) + z``."""
     xp = array_namespace(total)
-    multiplier = np.float32(scale_in) / (np.float32(scale_out) * np.float32(count))
+    multiplier = divided_scale(count, scale_in, scale_out)
     return xp.round(xp.astype(total, xp.float32) * like(multiplier, total, "float32")) + zero_out
+
+
+def divided_scale(count: int, scale_in: Scale, scale_out: Scale) -> np.float32:
+    """``f32(s_in / f32(s_out * n))``, the multiplier of ``mean_divided_scale``."""
+    return np.float32(np.float32(scale_in) / (np.float32(scale_out) * np.float32(count)))
 
 
 def mean_offset_inside(
@@ -69,17 +74,23 @@ def mean_of_raw_codes(
 def mean_double_rounding(
     total: Array, count: int, scale_in: Scale, scale_out: Scale, zero_in: int, zero_out: int
 ) -> Array:
-    """LiteRT's reference kernel: the 31-bit multiplier is divided by ``n`` after a left shift.
+    """LiteRT's reference kernel: the 31-bit multiplier is divided by ``n`` after a left shift."""
+    xp = array_namespace(total)
+    parts = divided_multiplier(count, scale_in, scale_out)
+    q, shift = (like(part, total, "int64") for part in parts)
+    return multiply_double_rounding(xp.astype(total, xp.int64), q, shift) + zero_out
 
-    The shift ``k`` is the largest that keeps the quotient within 31 bits: at most 32, at most
+
+def divided_multiplier(count: int, scale_in: Scale, scale_out: Scale) -> tuple[int, int]:
+    """The multiplier and the shift of ``mean_double_rounding``.
+
+    The left shift ``k`` is the largest that keeps the quotient within 31 bits: at most 32, at most
     ``31 + shift``, and at most the number of bits in ``n`` below its leading one.
     """
-    xp = array_namespace(total)
     ratio = np.float64(scale_in) / np.float64(scale_out)
     q, shift = (int(part) for part in fixed_point_multiplier(ratio))
     k = min(count.bit_length() - 1, 32, 31 + shift)
-    multiplier, exponent = like((q << k) // count, total, "int64"), like(shift - k, total, "int64")
-    return multiply_double_rounding(xp.astype(total, xp.int64), multiplier, exponent) + zero_out
+    return (q << k) // count, shift - k
 
 
 def average_half_away(

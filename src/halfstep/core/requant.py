@@ -112,6 +112,12 @@ def float_sum(
     return array_namespace(total).round(total) + zero_point
 
 
+def real_multiplier(scale_in: Scale, scale_weight: Scale, scale_out: Scale) -> NDArray[np.float64]:
+    """``scale_in * scale_weight / scale_out`` in float64: what a 31-bit multiplier is made of."""
+    product = np.float64(scale_in) * np.asarray(scale_weight, np.float64)
+    return np.asarray(product / np.float64(scale_out))
+
+
 def fixed_point_multiplier(real: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """``real = q * 2^(shift - 31)`` with ``q`` in [2^30, 2^31): the mantissa rounded to 31 bits.
 
@@ -160,12 +166,13 @@ def rounding_divide_by_pot(x: Array, exponent: Array) -> Array:
 def multiply_double_rounding(x: Array, q: Array, shift: Array) -> Array:
     """``x * q * 2^(shift - 31)`` with gemmlowp's two roundings; all int64 arrays.
 
-    A positive shift is applied to ``x`` first, a negative one after the multiplication.
+    A positive shift is applied to ``x`` first, where it saturates like an int32, a negative one
+    after the multiplication.
     """
     xp = array_namespace(x)
-    zero = xp.zeros_like(shift)
-    left, right = xp.where(shift > 0, shift, zero), xp.where(shift < 0, -shift, zero)
-    return rounding_divide_by_pot(srdhm(xp.bitwise_left_shift(x, left), q), right)
+    left, right = xp.clip(shift, 0, 31), xp.clip(-shift, 0, None)
+    shifted = xp.clip(xp.bitwise_left_shift(x, left), -_ONE_31, _ONE_31 - 1)
+    return rounding_divide_by_pot(srdhm(shifted, q), right)
 
 
 def multiply_single_rounding(x: Array, q: Array, shift: Array) -> Array:
@@ -188,7 +195,7 @@ def _fixed_point(multiply: Callable[[Array, Array, Array], Array]) -> Callable[.
         acc: Array, scale_in: Scale, scale_weight: Scale, scale_out: Scale, zero_point: int
     ) -> Array:
         xp = array_namespace(acc)
-        real = np.float64(scale_in) * np.asarray(scale_weight, np.float64) / np.float64(scale_out)
+        real = real_multiplier(scale_in, scale_weight, scale_out)
         q, shift = (like(part, acc, "int64") for part in fixed_point_multiplier(real))
         return multiply(xp.astype(acc, xp.int64), q, shift) + zero_point
 

@@ -1,16 +1,16 @@
 """Softmax of codes: the formulas of the runtimes.
 
 Only differences of codes matter, so the exponentials come from a table with an entry for each
-difference from the largest code. They are added in float32, one after the other: the same order
-everywhere gives the same bits everywhere. In fixed point the order does not matter. All formulas
-return unbounded codes; the caller clamps.
+difference from the largest code. Where these are float32, they are added one after the other: the
+same order everywhere gives the same bits everywhere. In integers the order does not matter. All
+formulas return unbounded codes; the caller clamps.
 
 Worked example, codes 10 and 10 of any scale: both probabilities are 1/2, code 128 of scale 1/256.
 
 >>> import numpy as np
 >>> codes, scales = np.asarray([10, 10]), [np.float32(s) for s in (0.1, 1 / 256)]
 >>> [f(codes, 0, 256, *scales, 0).tolist() for f in SOFTMAX.values()]
-[[128.0, 128.0], [128.0, 128.0], [128.0, 128.0], [128, 128]]
+[[128.0, 128.0], [128.0, 128.0], [128.0, 128.0], [128, 128], [128, 128]]
 """
 
 import math
@@ -121,6 +121,35 @@ def _fixed_point_exponentials(
     return np.where(live, exp_of_negative(rescaled), 0), live
 
 
+def softmax_integer(
+    codes: Array, axis: int, n_codes: int, scale_in: Scale, scale_out: Scale, zero_out: int
+) -> Array:
+    """Our own, for cores without a float unit: the quotient of integers, rounded half up.
+
+    ``floor((e * n + floor(S / 2)) / S) + z``, ``e`` from a table of integers (``integer_powers``),
+    ``S`` their sum, ``n`` the whole number of steps in 1. Nothing leaves 32 bits, unsigned, while
+    ``n`` is at most 256 and a row has at most ``INTEGER_ROW`` values. See ``softmax_table`` for
+    the arguments.
+    """
+    xp = array_namespace(codes)
+    codes = xp.astype(codes, xp.int64)
+    index = xp.max(codes, axis=axis, keepdims=True) - codes
+    powers = look_up(like(integer_powers(scale_in, n_codes), codes, "int64"), index)
+    total = xp.sum(powers, axis=axis, keepdims=True)
+    steps = math.floor(np.float32(1) / np.float32(scale_out))
+    return (powers * steps + total // 2) // total + zero_out
+
+
+def integer_powers(scale: Scale, n_codes: int) -> NDArray[np.int64]:
+    """``exp(-k * scale)`` times 2^22, to the nearest integer, for the differences ``k`` from 0."""
+    powers = [math.exp(-k * float(scale)) for k in range(n_codes)]
+    return np.asarray([math.floor(power * 2**22 + 0.5) for power in powers], np.int64)
+
+
+# So many values, each at most 2^22, have a sum that 32 bits hold.
+INTEGER_ROW = 1023
+
+
 def _exponentials(scale: Scale, n_codes: int, largest: float) -> NDArray[np.float32]:
     """``exp(largest - k * scale)`` in float32, for the differences ``k`` from ``n_codes - 1`` to 0.
 
@@ -150,4 +179,5 @@ SOFTMAX: dict[str, Callable[..., Array]] = {
     "dequantized": softmax_dequantized,
     "reciprocal": softmax_reciprocal,
     "fixed_point": softmax_fixed_point,
+    "integer": softmax_integer,
 }

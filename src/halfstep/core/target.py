@@ -83,7 +83,8 @@ class Target:
         weight_groups: whether weights may have a scale for each group of inputs.
         quantize_formula: how the runtime quantizes real inputs.
         integer_only: float operations are refused by name.
-        artifact: the file that it reads, such as ``"model.onnx"``; ``None`` for the engine alone.
+        artifact: the file or folder that it reads, such as ``"model.onnx"``; ``None`` for the
+            engine alone.
         export: ``"module:function"`` that writes the artifact from a program.
         run: ``"module:function"`` that opens the artifact for running.
     """

@@ -11,7 +11,7 @@ from halfstep.program.ir import IntProgram
 
 
 def export(program: IntProgram, path: str | Path, **options: Any) -> None:
-    """Write ``program`` as its target's file; complete or not at all.
+    """Write ``program`` as its target's file, or folder; complete or not at all.
 
     Args:
         program: from ``lower``.
@@ -19,7 +19,7 @@ def export(program: IntProgram, path: str | Path, **options: Any) -> None:
         **options: of the target's writer, such as ``io="int8"`` for LiteRT.
 
     Raises:
-        ExportError: the target has no file, or its writer no such option, or the file cannot be
+        ExportError: the target has no artifact, or its writer no such option, or the file cannot be
             written.
     """
     target: Target = find("target", program.target)

@@ -41,10 +41,11 @@ FORMULAS: Mapping[str, Collection[str]] = {
     "add": ADD.keys(),
     "sub": SUB.keys(),
     "mul": MUL.keys(),
-    "avg_pool": (*AVERAGE, *AVERAGE_OF_CODES),
+    "avg_pool": (*AVERAGE, *AVERAGE_OF_CODES, *MEAN),
     "global_avg_pool": MEAN.keys(),
     "mean": MEAN.keys(),
     "softmax": SOFTMAX.keys(),
+    "layer_norm": ACCUMULATOR.keys(),
     "quantize": QUANTIZE.keys(),
 }
 

@@ -14,6 +14,7 @@ from halfstep.catalog import find
 from halfstep.core.target import Target, resolve
 from halfstep.errors import PlanError
 from halfstep.export.verb import export
+from halfstep.files import read_contents, size_of, write_contents
 from halfstep.graph.insert import prepare
 from halfstep.graph.planner import make_plan
 from halfstep.lower import lower
@@ -42,6 +43,8 @@ def compare_with_float(result: Result, rounds: int = ROUNDS) -> Gain:
     target: Target = find("target", result.program.target)
     if result.artifact is None or target.run is None:
         raise PlanError(f"target '{target.name}' has no runtime: nothing to compare with")
+    if target.integer_only:
+        raise PlanError(f"target '{target.name}' runs no float model: no speed to compare with")
     graph = result.model.graph
     float_plan = make_plan(graph, target.name).keep_float("*", "the float model")
     with tempfile.TemporaryDirectory() as folder:
@@ -49,12 +52,12 @@ def compare_with_float(result: Result, rounds: int = ROUNDS) -> Gain:
             kind: Path(folder) / f"{kind}-{result.artifact[0]}" for kind in ("float", "integer")
         }
         export(lower(prepare(graph, float_plan)), paths["float"])
-        paths["integer"].write_bytes(result.artifact[1])
+        write_contents(paths["integer"], result.artifact[1])
         sample = [value[:1].numpy() for value in graph.example]
         models = {kind: resolve(target.run)(path, spin=True) for kind, path in paths.items()}
         runs = {kind: partial(model.run, sample) for kind, model in models.items()}
         seconds = interleaved_minimum(runs, rounds)
-        sizes = {kind: path.stat().st_size for kind, path in paths.items()}
+        sizes = {kind: size_of(read_contents(path)) for kind, path in paths.items()}
     return Gain(sizes["float"], sizes["integer"], seconds["float"], seconds["integer"], rounds)
 
 

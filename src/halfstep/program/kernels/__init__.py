@@ -5,7 +5,16 @@ the steps of ``NEED_BATCH`` are given the number of samples as well, which their
 """
 
 from halfstep.core.execution import Execution
-from halfstep.program.kernels import copies, edges, elementwise, floats, pool, softmax, weighted
+from halfstep.program.kernels import (
+    copies,
+    edges,
+    elementwise,
+    floats,
+    normalize,
+    pool,
+    softmax,
+    weighted,
+)
 from halfstep.program.kernels.setup import Kernel
 
 NEED_BATCH = frozenset({"expand"})
@@ -24,6 +33,7 @@ _INTEGER: dict[str, Kernel] = {
     "global_avg_pool": pool.global_avg_pool,
     "mean": pool.mean,
     "softmax": softmax.softmax,
+    "layer_norm": normalize.layer_norm,
 }
 _COPY: dict[str, Kernel] = {
     "reshape": copies.reshape,

@@ -51,9 +51,11 @@ def max_pool(setup: Setup) -> Step:
 
 
 def avg_pool(setup: Setup) -> Step:
-    """The mean of each window, by a formula for its real values or for its codes."""
+    """The mean of each window, by a formula for its real values, its codes, or a whole mean."""
     if setup.op.formula in AVERAGE_OF_CODES:
         return _avg_pool_of_codes(setup)
+    if setup.op.formula in MEAN:
+        return _mean_of_codes(setup)
     formula, out = AVERAGE[setup.op.formula or ""], setup.out_grid
     counts = window_counts(setup)
 
@@ -73,6 +75,24 @@ def _avg_pool_of_codes(setup: Setup) -> Step:
         steps = xp.astype(x, xp.int64) - zero
         total = sum(windows(setup, steps, 0, 0))
         return setup.saturate(formula(total, counts, grid.scale, grid.scale, zero, zero))
+
+    return run
+
+
+def _mean_of_codes(setup: Setup) -> Step:
+    """Windows that average another number of values have another multiplier."""
+    formula, grid, out, xp = MEAN[setup.op.formula or ""], setup.grid(0), setup.out_grid, setup.xp
+    zeros = int(grid.zero_point), int(out.zero_point)
+    counts = xp.astype(window_counts(setup), xp.int64)
+    present = sorted({int(count) for count in xp.reshape(counts, (-1,))})
+
+    def run(x: Array) -> Array:
+        steps = xp.astype(x, xp.int64) - zeros[0]
+        total = sum(windows(setup, steps, 0, 0))
+        first, *others = (formula(total, n, grid.scale, out.scale, *zeros) for n in present)
+        for count, codes in zip(present[1:], others, strict=True):
+            first = xp.where(counts == count, codes, first)
+        return setup.saturate(first)
 
     return run
 

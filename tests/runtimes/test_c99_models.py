@@ -1,0 +1,303 @@
+"""Whole networks in C, from a module to a verdict; what is refused, and by which name."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import halfstep as hs
+from halfstep.errors import DataError, ExportError, PlanError, RuntimeUnavailableError
+from halfstep.export.c99.writer import export, runtime_files
+from halfstep.images import Preprocessing
+from halfstep.job import run_job
+from halfstep.runtimes import cc
+from halfstep.saved import open_saved
+from halfstep.sources import load_data, load_model
+from halfstep.verify import verify
+from tests.models import Call, CallTwo, Residual, normal, seeded
+from tests.pipeline import arrays, lowered, normal_inputs
+from tests.runtimes.c99_builds import WARNINGS, differences, written
+
+pytestmark = [
+    pytest.mark.runtime,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler"),
+]
+TARGETS = ("c99", "c99_fixed")
+CIFAR10 = Path(__file__).parents[2] / "examples" / "cifar10"
+every_target = pytest.mark.parametrize("target", TARGETS)
+
+
+class Moves(nn.Module):
+    """Every move between two convolutions, where images lie channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(8))
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2)
+        self.tokens = nn.Linear(4, 4)
+        self.mask = nn.Parameter(torch.zeros(1, 4, 1, 1))
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.convs[0](x).relu(), 3, 2, 1)
+        x = x + self.convs[1](F.pad(x, (1, 1, 0, 2), mode="reflect"))[:, :, :-2, 1:-1]
+        n, c, h, w = x.shape
+        shuffled = x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        x = self.convs[2](shuffled) - self.convs[3](x).sigmoid()
+        tokens = F.gelu(self.tokens(x.flatten(2).transpose(1, 2)))
+        x = x * tokens.transpose(1, 2).reshape(n, c, h, w) * (self.mask + 1)
+        gate = F.hardsigmoid(self.convs[4](x.mean((2, 3), keepdim=True)))
+        x = F.avg_pool2d(self.convs[5](x * gate), 3, 1, 1)
+        x = torch.cat([self.up(x), F.interpolate(self.convs[6](x), scale_factor=2.0)], 1)
+        return self.last(F.leaky_relu(x, 0.1))
+
+
+class Attention(nn.Module):
+    """Two inputs, two outputs, products of activations and a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 12)
+        self.qkv = nn.Linear(12, 36)
+        self.norm = nn.LayerNorm(12)
+        self.out = nn.Linear(12, 7)
+
+    def forward(self, ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.norm(self.table(ids) + x)
+        q, k, v = self.qkv(x).reshape(-1, 5, 3, 2, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = ((q @ k.transpose(-2, -1)) / 6**0.5).softmax(-1)
+        mixed = (weights @ v).transpose(1, 2).reshape(-1, 5, 12)
+        return self.out(mixed), torch.tanh(mixed)
+
+
+def ids_and_reals(n: int, seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 11, (n, 5), generator=generator), normal(n, 5, 12, seed=seed)
+
+
+@every_target
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [(Moves, normal_inputs((4, 12, 10))), (Attention, ids_and_reals)],
+    ids=["moves", "attention"],
+)
+def test_a_network_gives_the_engine_s_codes(
+    module: Any, inputs: Any, target: str, tmp_path: Path
+) -> None:
+    made = lowered(module(), inputs, target=target)
+    folder = written(made.program, tmp_path)
+    assert differences(made.program, arrays(inputs(3, 9)), folder) == {}
+    verdict = verify(made.program, folder, made.samples())
+    assert verdict.status == "exact"
+    assert verdict.integer_in_runtime == 1.0
+
+
+def test_the_trained_example_is_exact(tmp_path: Path) -> None:
+    batches = load_data(f"{CIFAR10 / 'data.py'}:calibration", Preprocessing())
+    images = next(iter(batches))[0]
+    graph = hs.capture(load_model(f"{CIFAR10 / 'resnet.py'}:resnet20"), images)
+    for target in TARGETS:
+        model = hs.prepare(graph, hs.make_plan(graph, target, calibrator="minmax"))
+        hs.calibrate(model, [images])
+        program = hs.lower(model)
+        folder = written(program, tmp_path / target)
+        verdict = verify(program, folder, [images[:4]])
+        assert verdict.status == "exact", str(verdict)
+        assert verdict.samples == 4
+
+
+def test_sums_have_the_codes_of_onnx_runtime(tmp_path: Path) -> None:
+    """One convolution, the same grids but for 128: the float formula, emulated."""
+    module = seeded(nn.Conv2d(3, 8, 3, padding=1))
+    inputs = normal_inputs((3, 20, 20))
+    signed = lowered(module, inputs, target="c99", redraw=False)
+    unsigned = lowered(module, inputs, target="onnxruntime", redraw=False)
+    x = arrays(inputs(6, 4))
+    in_c = cc.CModel(written(signed.program, tmp_path), signed.program.sites).run(x)
+    hs.export(unsigned.program, tmp_path / "model.onnx")
+    from halfstep.runtimes.ort import OnnxRuntimeModel
+
+    in_ort = OnnxRuntimeModel(tmp_path / "model.onnx", unsigned.program.sites).run(x)
+    site = signed.program.sites[-1]
+    np.testing.assert_array_equal(in_c[site].astype(int) + 128, in_ort[site].astype(int))
+
+
+@pytest.mark.parametrize("weights", ["int3_narrow", "int4_narrow", "int2_narrow", "int6_narrow"])
+def test_weights_take_the_bits_of_their_type(weights: str, tmp_path: Path) -> None:
+    made = lowered(Residual(), normal_inputs((3, 8, 8)), target="c99", weights=weights)
+    folder = written(made.program, tmp_path)
+    assert differences(made.program, arrays(made.inputs(2, 3)), folder, ("-O1",)) == {}
+    rom = json.loads((folder / "cost.json").read_text())["rom"]["weights"]
+    bits = {"int2_narrow": 2, "int6_narrow": 8}.get(weights, 4)
+    rows = {27: 4, 36: 4, 4: 5}  # values in a row: rows
+    assert rom == sum(n * -(-length * bits // 8) for length, n in rows.items())
+
+
+# Files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = lowered(Moves(), normal_inputs((4, 12, 10)), target="c99")
+    path = tmp_path_factory.mktemp("files") / "net"
+    hs.export(made.program, path, name="Key-word spotter")
+    return path
+
+
+def test_files_have_the_sanitized_name(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    model = {f"key_word_spotter{end}" for end in (".c", ".h", "_data.c", "_data.h")}
+    assert names == model | runtime_files().keys() | {"sites.json", "cost.json", "cost.md"}
+    header = (folder / "key_word_spotter.h").read_text()
+    assert "void key_word_spotter_run(const int8_t *x, int8_t *output);" in header
+    assert "x: 12 (height) x 10 (width) x 4 (channels), int8_t" in header
+    assert re.search(r"#define KEY_WORD_SPOTTER_X_SCALE 0x1\.\w+p-\d+f /\* 0\.\d+ \*/", header)
+
+
+def test_a_name_without_letters_is_refused(tmp_path: Path) -> None:
+    made = lowered(nn.Linear(3, 2), normal_inputs((3,)), target="c99")
+    with pytest.raises(ExportError, match=r"name '--': asked for a name with a letter or a digit"):
+        export(made.program, tmp_path / "net", name="--")
+    assert not (tmp_path / "net").exists()
+
+
+def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
+    made = lowered(nn.Linear(3, 2), normal_inputs((3,)), target="c99")
+    words = "prefix='a': the writer of target 'c99' has the options name"
+    with pytest.raises(ExportError, match=words):
+        hs.export(made.program, tmp_path / "net", prefix="a")
+    made = lowered(nn.Linear(3, 2), normal_inputs((3,)))
+    with pytest.raises(ExportError, match="the writer of target 'onnxruntime' has no options"):
+        hs.export(made.program, tmp_path / "net", name="a")
+
+
+def test_integer_sources_have_no_floats_and_no_allocation(folder: Path, tmp_path: Path) -> None:
+    assert cc.floats_in(folder) == []
+    for file in folder.glob("*.[ch]"):
+        code = re.sub(r"/\*.*?\*/|#ifdef HALFSTEP_FLOAT.*?#endif", "", file.read_text(), flags=re.S)
+        found = re.findall(r"\b(float|double|malloc|calloc|free|\d+\.\d+)\b", code)
+        assert found == [], file.name
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    file = broken / "halfstep_pool.c"
+    file.write_text(file.read_text() + "\nfloat half(int x);\n")
+    assert cc.floats_in(broken) == ["halfstep_pool.c"]
+    assert cc.CModel(folder).integer_kernel_of(["a"]) == {"a": True}
+
+
+def test_the_compiler_makes_no_floating_point_instructions(folder: Path, tmp_path: Path) -> None:
+    """Without the registers of floats, the compiler refuses whatever needs one."""
+    flags = ["-std=c99", "-O2", *WARNINGS, "-mgeneral-regs-only", "-c"]
+    asked = [cc.compiler(), "-mgeneral-regs-only", "-E", "-"]
+    known = subprocess.run(asked, input=b"", capture_output=True, check=False).returncode == 0
+    if not known:
+        pytest.skip("this compiler does not know -mgeneral-regs-only")
+    for file in folder.glob("*.c"):
+        compile_it = [cc.compiler(), *flags, str(file), "-o", str(tmp_path / f"{file.stem}.o")]
+        assert subprocess.run(compile_it, check=False).returncode == 0, file.name
+    if shutil.which("objdump"):
+        disassemble = ["objdump", "-d", *map(str, tmp_path.glob("*.o"))]
+        text = subprocess.run(disassemble, capture_output=True, text=True, check=True).stdout
+        assert "imul" in text
+        assert not re.search(r"%[xyz]mm|\bf(ld|mul|add)|__(add|mul|div)[sd]f3", text)
+
+
+def test_the_cost_is_counted(folder: Path) -> None:
+    cost = json.loads((folder / "cost.json").read_text())
+    header = (folder / "key_word_spotter.h").read_text()
+    assert f"ARENA_BYTES {cost['arena']}\n" in header
+    assert cost["live"] <= cost["arena"] <= 1.5 * cost["live"]
+    assert cost["totals"]["macs"] == sum(layer["macs"] for layer in cost["layers"]) > 0
+    assert "cycles, estimated" in (folder / "cost.md").read_text()
+    assert 1000 < cc.code_bytes(folder) < 100_000
+
+
+def test_a_damaged_folder_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="not a complete model in C"):
+        cc.CModel(tmp_path)
+    with pytest.raises(ExportError, match="it has no site nowhere; was it made from this program"):
+        cc.CModel(folder, ["nowhere"])
+    with pytest.raises(ExportError, match=r"x: asked for samples of shape \[4, 12, 10\], found"):
+        cc.CModel(folder).run([np.zeros((2, 4, 3, 3), np.float32)])
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "halfstep_conv.c").write_text("int")
+    with pytest.raises(ExportError, match=r"refuses .*halfstep_conv.*error"):
+        cc.CModel(broken)
+
+
+def test_a_missing_compiler_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(RuntimeUnavailableError, match="there is no no-such-compiler: install gcc"):
+        cc.CModel(folder)
+
+
+# Plans and results
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "reason"),
+    [
+        (
+            nn.Sequential(nn.Linear(8, 1025), nn.LayerNorm(1025)),
+            (8,),
+            "1: a layer normalization of",
+        ),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.PReLU(3)), (3, 4, 4), "1: no formula on integers"),
+        (Call(lambda x: x.softmax(-1)), (1024,), "a softmax of 1024 values has a sum"),
+        (Call(lambda x: x.softmax(0)), (4,), "a softmax over the samples of a batch"),
+    ],
+    ids=["layer_norm", "prelu", "long softmax", "softmax over the batch"],
+)
+@every_target
+def test_what_integers_cannot_is_refused_by_name(
+    module: nn.Module, shape: tuple[int, ...], reason: str, target: str
+) -> None:
+    graph = hs.capture(seeded(module), normal(2, *shape))
+    with pytest.raises(PlanError, match=rf"target '{target}' runs integers only, but .*{reason}"):
+        hs.make_plan(graph, target)
+
+
+def test_products_that_repeat_some_batches_are_refused() -> None:
+    graph = hs.capture(CallTwo(lambda a, b: a @ b), (normal(2, 3, 2, 4, 5), normal(2, 3, 1, 5, 6)))
+    with pytest.raises(PlanError, match="repeats a part of its batches has no kernel"):
+        hs.make_plan(graph, "c99")
+
+
+def test_a_program_with_floats_is_refused(tmp_path: Path) -> None:
+    made = lowered(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), normal_inputs((8,)))
+    with pytest.raises(ExportError, match=r"plan for a target|Plan for a target"):
+        export(made.program, tmp_path / "net")
+
+
+def test_a_result_is_saved_and_verified_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = normal(8, 3, 6, 6)
+    out = tmp_path / "out"
+    model = seeded(Residual())
+    for _ in range(2):  # the second replaces the first
+        assert run_job(model, [images], None, out, 4, quiet=False, target="c99") == 0
+    printed = capsys.readouterr().out
+    assert "exact: 0 of" in printed
+    assert re.search(r"code: [\d,]+ bytes, for this machine with -Os", printed)
+    assert "- RAM: " in printed
+    for path in (out, out / "c99"):
+        opened = open_saved(path)
+        assert opened.artifact == out / "c99"
+        assert verify(opened.program, opened.artifact, [images]).status == "exact"
+    shutil.rmtree(out / "c99")
+    with pytest.raises(DataError, match="it is missing from the saved folder"):
+        open_saved(out)
+    (out / "c99").mkdir()
+    (out / "c99" / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match="it holds files of others"):
+        run_job(model, [images], None, out, 4, quiet=True, target="c99")
