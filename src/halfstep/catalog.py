@@ -72,6 +72,7 @@ CATALOG = (
           "smoothed, ranges by their influence", _SMOOTH),
     Entry("recipe", "dfq", "recipes.dfq:dfq", "equalized, without data", _DFQ),
     Entry("target", "onnxruntime", "targets.onnxruntime:TARGET", "x86-64 with VNNI", _MEASURED),
+    Entry("target", "openvino", "targets.openvino:TARGET", "CPUs with AVX-512", _MEASURED),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
 )
 # fmt: on

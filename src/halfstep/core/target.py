@@ -35,6 +35,12 @@ def always(facts: OpFacts) -> str:
     return ""
 
 
+def any_activation(spec: QuantSpec) -> str:
+    """Accept every activation."""
+    del spec
+    return ""
+
+
 @dataclass(frozen=True)
 class OpRule:
     """How a target runs one kind of operation.
@@ -72,7 +78,11 @@ class Target:
         weight_bits: fewest and most bits of a weight.
         accumulator_bits: bits of the sums of products, which must not overflow.
         weight_groups: whether weights may have a scale for each group of inputs.
+        symmetric_activations: activations are signed and have zero point 0.
+        refuses_activation: returns the reason why no activation may have a spec, or "".
         quantize_formula: how the runtime quantizes real inputs.
+        bound: the largest distance, in codes, that an operation on equal inputs may be away; 0
+            promises equality.
         integer_only: float operations are refused by name.
         artifact: the file that it reads, such as ``"model.onnx"``; ``None`` for the engine alone.
         export: ``"module:function"`` that writes the artifact from a program.
@@ -88,7 +98,10 @@ class Target:
     weight_bits: tuple[int, int]
     accumulator_bits: int = 32
     weight_groups: bool = False
+    symmetric_activations: bool = False
+    refuses_activation: Callable[[QuantSpec], str] = any_activation
     quantize_formula: str = "division"
+    bound: int = 0
     integer_only: bool = False
     artifact: str | None = None
     export: str | None = None
@@ -119,6 +132,18 @@ class Target:
             raise PlanError(
                 f"{site}: asked for {spec}; target '{self.name}' accepts activations of {low} to "
                 f"{high} bits, per-tensor. {self._way_out(site, self.activation)}"
+            )
+        if self.symmetric_activations and not spec.symmetric:
+            raise PlanError(
+                f"{site}: asked for {spec}; target '{self.name}' accepts activations with zero "
+                f"point 0 only. Change the plan with plan.edit({site!r}, symmetric=True, "
+                f"qtype={self.activation.name!r})"
+            )
+        refusal = self.refuses_activation(spec)
+        if refusal:
+            raise PlanError(
+                f"{site}: asked for {spec}; target '{self.name}' refuses it: {refusal}. "
+                f"{self._way_out(site, self.activation)}"
             )
 
     def check_weight(self, site: str, spec: QuantSpec, axis: int) -> None:

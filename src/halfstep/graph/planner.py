@@ -71,7 +71,12 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
     table: Target = find("target", target)
     for name in (calibrator, weight_calibrator):
         find("calibrator", name)
-    activation = QuantSpec(_type(activations, table.activation), pow2=pow2, calibrator=calibrator)
+    activation = QuantSpec(
+        _type(activations, table.activation),
+        symmetric=table.symmetric_activations,
+        pow2=pow2,
+        calibrator=calibrator,
+    )
     weight = QuantSpec(
         _type(weights, table.weight), symmetric=True, pow2=pow2, calibrator=weight_calibrator
     )

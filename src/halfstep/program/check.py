@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from halfstep.core import fake_quantize
 from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
 from halfstep.core.pooling import AVERAGE, MEAN
@@ -34,14 +35,14 @@ _CODES = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED, Execution.
 _SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
 FORMULAS: Mapping[str, Collection[str]] = {
-    **{kind: ACCUMULATOR.keys() for kind in _SUMS},
-    "add": ADD.keys(),
+    **{kind: ACCUMULATOR.keys() | fake_quantize.WITH_BIAS.keys() for kind in _SUMS},
+    "add": ADD.keys() | fake_quantize.ADD.keys(),
     "sub": SUB.keys(),
     "mul": MUL.keys(),
     "avg_pool": AVERAGE.keys(),
     "global_avg_pool": MEAN.keys(),
     "softmax": SOFTMAX.keys(),
-    "quantize": QUANTIZE.keys(),
+    "quantize": QUANTIZE.keys() | fake_quantize.QUANTIZE.keys(),
 }
 
 

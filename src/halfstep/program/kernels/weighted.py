@@ -12,6 +12,7 @@ import array_api_compat.numpy
 import numpy as np
 from numpy.typing import NDArray
 
+from halfstep.core import fake_quantize
 from halfstep.core.execution import Execution
 from halfstep.core.requant import ACCUMULATOR, SCALED
 from halfstep.program.bounds import (
@@ -79,18 +80,27 @@ def _codes(
     """Codes to codes, or to real values; ``weight`` is (outputs, inputs, *kernel)."""
     if setup.grid(1).group_size is not None:
         return codes_of_groups(setup, contract, channel_axis)
-    sums = _sums(setup, weight, contract, channel_axis)
+    has_bias = len(setup.op.inputs) > 2
+    bias = setup.program.constant(setup.op.inputs[2]) if has_bias else None
     scales = setup.along_channels(weight_scales(setup.op, setup.grid(1)), channel_axis)
-    finish = _finish(setup, scales)
+    if bias is not None and setup.op.formula in fake_quantize.WITH_BIAS:
+        sums = _sums(setup, weight, contract, channel_axis, None)
+        finish = _with_bias(setup, scales, setup.along_channels(bias, channel_axis))
+    else:
+        sums = _sums(setup, weight, contract, channel_axis, bias)
+        finish = _finish(setup, scales)
     return lambda x: finish(sums(x))
 
 
 def _sums(
-    setup: Setup, weight: NDArray[Any], contract: Contraction, channel_axis: int
+    setup: Setup,
+    weight: NDArray[Any],
+    contract: Contraction,
+    channel_axis: int,
+    bias: NDArray[Any] | None,
 ) -> Callable[[Array], Array]:
-    """Codes to exact accumulators, bias included; ``weight`` is (outputs, inputs, *kernel)."""
-    constant, has_bias = setup.constant, len(setup.op.inputs) > 2
-    bias = setup.program.constant(setup.op.inputs[2]) if has_bias else None
+    """Codes to exact accumulators with ``bias``; ``weight`` is (outputs, inputs, *kernel)."""
+    constant = setup.constant
     parts = float32_parts(weight, largest_step(setup.grid(0)), setup.attrs.get("groups", 1))
     dtype = "float32" if parts else "float64"
     fits = dtype == "float64" or accumulator_bounds(setup.program, setup.op).max() < FLOAT32_EXACT
@@ -121,9 +131,21 @@ def _finish(
         if factor == 1:
             return lambda acc: real(acc, first, scale)
         return lambda acc: real(acc, first, scale) * float(factor)
-    formula, grid = ACCUMULATOR[name], setup.out_grid
+    formula, grid = (ACCUMULATOR | fake_quantize.WITHOUT_BIAS)[name], setup.out_grid
     scales = first, scale, grid.scale / factor
     return lambda acc: setup.saturate(formula(acc, *scales, int(grid.zero_point)))
+
+
+def _with_bias(
+    setup: Setup, scale: NDArray[np.float32], bias: NDArray[Any]
+) -> Callable[[Array], Array]:
+    """Accumulators and the codes of a bias that is added as real values, to codes."""
+    formula, grid = fake_quantize.WITH_BIAS[setup.op.formula or ""], setup.out_grid
+    first = setup.grid(0).scale
+    real = bias.astype(np.float32) * (first * scale)
+    return lambda acc: setup.saturate(
+        formula(acc, real, first, scale, grid.scale, int(grid.zero_point))
+    )
 
 
 def as_convolution(xp: Any, weight: Array, groups: int) -> Array:
