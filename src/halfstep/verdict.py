@@ -53,8 +53,8 @@ class Verdict:
         sites: one report a site, in order of execution.
         bound: the largest code distance that the target declares for one operation on equal
             inputs; 0 promises exactness.
-        end_to_end: where there is a bound, how far the outputs are apart after all operations, on
-            their own inputs: reported, and no part of the promise.
+        end_to_end: where there is a bound, the outputs of the file as it will run against those of
+            the engine alone: no part of the promise, but with a difference nothing is exact.
         cause: the first divergent operation and the class of its cause; empty if none.
         agreement: share of equal decisions (arg max of the first output) between two stages.
         accuracy: top-1 of each stage, where labels were given.
@@ -92,7 +92,7 @@ class Verdict:
         if not self.comparable or not self.samples:
             return Status.FAILED
         largest = max(site.largest for site in self.comparable)
-        if largest == 0:
+        if largest == 0 and not any(site.mismatches for site in self.end_to_end):
             return Status.EXACT
         return Status.BOUNDED if largest <= self.bound else Status.FAILED
 

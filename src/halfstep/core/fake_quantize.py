@@ -94,7 +94,9 @@ def sum_alone(
     shared = bool(np.all(np.abs(offset - first) < _SAME_OFFSET))
     if product.size == 1:
         return on_line(acc, slope, offset)
-    return xp.round(acc * like(slope, acc, "float32") + like(first if shared else offset, acc, "float32"))
+    return xp.round(
+        acc * like(slope, acc, "float32") + like(first if shared else offset, acc, "float32")
+    )
 
 
 def add_rescaled_first(

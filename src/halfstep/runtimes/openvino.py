@@ -30,13 +30,17 @@ class OpenVinoModel:
         path: the file.
         sites: names of tensors of codes to return beside the outputs.
         threads: threads of one inference; 0 is one a core.
+        spin: taken as other runtimes take it; how this one waits cannot be chosen.
 
     Raises:
         RuntimeUnavailableError: OpenVINO is not installed.
         ExportError: the file is not a model that OpenVINO opens, or lacks a site.
     """
 
-    def __init__(self, path: str | Path, sites: Collection[str] = (), threads: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, sites: Collection[str] = (), threads: int = 0, spin: bool = False
+    ) -> None:
+        del spin
         self.path = Path(path)
         model = load(self.path)
         self.outputs = tuple(value.name for value in model.graph.output)

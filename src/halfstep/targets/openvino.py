@@ -35,6 +35,8 @@ TARGET = replace(
     rules={
         **_RULES,
         "conv": OpRule(Execution.INTEGER, "fake_quantize"),
+        # Never SCALED: a distance of one code says nothing about real values.
+        **{kind: OpRule(Execution.INTEGER, "float") for kind in ("linear", "matmul")},
         "add": OpRule(Execution.INTEGER, "rescaled_first"),
         "avg_pool": replace(_RULES["avg_pool"], refuses=_without_padding),
     },
