@@ -34,6 +34,12 @@ def line(low: Fraction, high: Fraction) -> tuple[Fraction, Fraction]:
     return nearest_float32(255 / span), shift
 
 
+def sum_line(low: Fraction, high: Fraction) -> tuple[Fraction, Fraction]:
+    slope, offset = line(low, high)
+    inverse = nearest_float32(1 / nearest_float32(1 / slope))
+    return (slope if offset else inverse), offset
+
+
 def code(x: Fraction, slope: Fraction, offset: Fraction) -> int:
     return half_even(nearest_float32(x * slope + offset))
 
@@ -86,7 +92,7 @@ BIASES = [F(b) for b in RNG.normal(size=len(SCALES))]
 def assert_sums_are_exact(formula: Any) -> None:
     for (si, sw, so), bias, (_, zero) in zip(SCALES, BIASES, GRIDS, strict=False):
         acc = sums(si, sw, so, bias, zero)
-        on, scale = line(*ends(so, zero)), nearest_float32(rational(si) * rational(sw))
+        on, scale = sum_line(*ends(so, zero)), nearest_float32(rational(si) * rational(sw))
         expected = [
             code(nearest_float32(nearest_float32(int(a) * scale) + rational(bias)), *on)
             for a in acc
@@ -113,7 +119,8 @@ def test_a_sum_alone_is_exact(per_channel: bool) -> None:
         lines = []
         for one in np.ravel(weights):
             scale = nearest_float32(rational(si) * rational(one))
-            lines.append(line(*(nearest_float32(end / scale) for end in ends(so, zero))))
+            made = line if per_channel else sum_line
+            lines.append(made(*(nearest_float32(end / scale) for end in ends(so, zero))))
         found = sum_alone(acc, si, weights, so, zero)
         for channel, (slope, offset) in enumerate(lines):
             first = lines[0][1] if abs(offset - lines[0][1]) < 5e-5 else offset

@@ -58,10 +58,22 @@ def fake_quantize(real: Array, scale: Scale, zero_point: int) -> Array:
     return on_line(real, *line(*ends(scale, zero_point)))
 
 
+def sum_on_line(x: Array, low: Real, high: Real) -> Array:
+    """As ``on_line``, behind a sum of products with one slope.
+
+    Without an offset the kernel is given the reciprocal of the slope as the scale of its output,
+    and multiplies by the reciprocal of that.
+    """
+    slope, offset = line(low, high)
+    if offset == 0:
+        slope = np.float32(1) / (np.float32(1) / slope)
+    return on_line(x, slope, offset)
+
+
 def sum_and_bias(
     acc: Array, bias: Real, scale_in: Scale, scale_weight: Scale, scale_out: Scale, zero_point: int
 ) -> Array:
-    """``v = f32(f32(f32(acc) * f32(s_in * s_w)) + bias)``, then as ``fake_quantize``.
+    """``v = f32(f32(f32(acc) * f32(s_in * s_w)) + bias)``, then ``sum_on_line``.
 
     Args:
         acc: integer-valued sums of products, without the bias.
@@ -74,7 +86,7 @@ def sum_and_bias(
     xp = array_namespace(acc)
     product = np.float32(scale_in) * np.asarray(scale_weight, np.float32)
     real = xp.astype(acc, xp.float32, copy=False) * like(product, acc, "float32")
-    return fake_quantize(real + like(bias, acc, "float32"), scale_out, zero_point)
+    return sum_on_line(real + like(bias, acc, "float32"), *ends(scale_out, zero_point))
 
 
 def sum_alone(
@@ -88,12 +100,13 @@ def sum_alone(
     """
     xp = array_namespace(acc)
     product = np.float32(scale_in) * np.asarray(scale_weight, np.float32)
-    slope, offset = line(*(end / product for end in ends(scale_out, zero_point)))
+    low, high = (end / product for end in ends(scale_out, zero_point))
     acc = xp.astype(acc, xp.float32, copy=False)
+    if product.size == 1:
+        return sum_on_line(acc, np.ravel(low)[0], np.ravel(high)[0])
+    slope, offset = line(low, high)
     first = np.ravel(offset)[0]
     shared = bool(np.all(np.abs(offset - first) < _SAME_OFFSET))
-    if product.size == 1:
-        return on_line(acc, slope, offset)
     return xp.round(
         acc * like(slope, acc, "float32") + like(first if shared else offset, acc, "float32")
     )
