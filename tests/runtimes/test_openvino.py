@@ -115,6 +115,8 @@ def convolution(
     sx, sw = F(np.exp(rng.uniform(-5, -2))), np.exp(rng.uniform(-6, -3, n_out)).astype(F)
     sw = sw if per_channel else F(0.0123)
     zx, sy = int(rng.integers(0, 256)), F(sx * np.exp(rng.uniform(-1, 2)))
+    if not per_channel and seed % 2:
+        sy = F(sx * sw * 64)  # ties
     addend = rng.integers(-5000, 5000, n_out).astype(np.int32) if bias else None
     x = rng.integers(0, 256, (4, n_in, 64, 64)).astype(np.uint8)
     file = File(folder)
@@ -139,7 +141,7 @@ def convolution(
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "alone"])
 def test_convolution(tmp_path: Path, bias: bool, per_channel: bool) -> None:
     wrong = 0
-    for seed, zero_point in enumerate((0, 107, 238)):
+    for seed, zero_point in enumerate((0, 107, 238, 33, 171, 90, 201)):
         options = {"bias": bias, "per_channel": per_channel, "zero_point": zero_point}
         found, acc, (real, *rest) = convolution(tmp_path, seed, **options)
         expected = (

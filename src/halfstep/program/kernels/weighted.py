@@ -83,7 +83,8 @@ def _codes(
     has_bias = len(setup.op.inputs) > 2
     bias = setup.program.constant(setup.op.inputs[2]) if has_bias else None
     scales = setup.along_channels(weight_scales(setup.op, setup.grid(1)), channel_axis)
-    if bias is not None and setup.op.formula in fake_quantize.WITH_BIAS:
+    # A bias of zeros is none to a runtime that adds it as real values: it drops the addition.
+    if bias is not None and bias.any() and setup.op.formula in fake_quantize.WITH_BIAS:
         sums = _sums(setup, weight, contract, channel_axis, None)
         finish = _with_bias(setup, scales, setup.along_channels(bias, channel_axis))
     else:
