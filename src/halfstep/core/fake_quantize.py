@@ -120,11 +120,11 @@ def add_rescaled_first(
     ``Z = f32(za + f32(f32(zb * sb) / sa))``: both zero points, in steps of the first operand.
     """
     xp = array_namespace(a, b)
-    sa, sb = np.float32(sa), np.float32(sb)
-    zero = np.float32(za) + np.float32(zb) * sb / sa
+    in_steps = np.float32(zb) * np.float32(sb) / np.float32(sa)
+    ratio = np.float32(sa) / np.float32(sb)
     a, b = xp.astype(a, xp.float32), xp.astype(b, xp.float32)
-    total = (a - like(zero, a, "float32")) * like(sa / sb, a, "float32") + b
-    return on_line(total, *line(*(end / sb for end in ends(sy, zy))))
+    total = (a - like(np.float32(za) + in_steps, a, "float32")) * like(ratio, a, "float32") + b
+    return on_line(total, *line(*(end / np.float32(sb) for end in ends(sy, zy))))
 
 
 QUANTIZE: dict[str, Callable[..., Array]] = {"fake_quantize": fake_quantize}

@@ -88,7 +88,9 @@ class TensorRtWriter(Writer):
         if low == 0 and high == grid.qtype.qmax:
             return self.node("Relu", [real], f"{op.output}/activated")
         ends = [
-            self.constant(f"{op.output}/{end}", np.float32(grid.scale * np.float32(code)))
+            self.constant(
+                f"{op.output}/{end}", np.asarray(grid.scale * np.float32(code), np.float32)
+            )
             for end, code in (("low", low), ("high", high))
         ]
         return self.node("Clip", [real, *ends], f"{op.output}/activated")

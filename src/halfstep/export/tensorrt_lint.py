@@ -18,6 +18,7 @@ in TensorRT's documentation; this page has them as far as a file can show them:
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ class _Graph:
             return str(node.op_type)
         return "constant" if name in self.constants else "input"
 
-    def values(self, name: str) -> NDArray[object] | None:
+    def values(self, name: str) -> NDArray[Any] | None:
         constant = self.constants.get(name)
         return None if constant is None else numpy_helper.to_array(constant)
 
