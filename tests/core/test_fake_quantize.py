@@ -11,6 +11,8 @@ import torch
 from halfstep.core.fake_quantize import (
     add_rescaled_first,
     fake_quantize,
+    folded_sum,
+    folded_sum_and_bias,
     sum_alone,
     sum_and_bias,
 )
@@ -131,6 +133,31 @@ def test_a_sum_alone_is_exact(per_channel: bool) -> None:
                 for a in acc[:, 0]
             ]
             np.testing.assert_array_equal(found[:, channel], expected)
+
+
+def test_folded_sums_are_exact() -> None:
+    for (si, sw, so), bias, (_, zero) in zip(SCALES, BIASES, GRIDS, strict=False):
+        acc, scale = sums(si, sw, so, bias, zero), nearest_float32(rational(si) * rational(sw))
+        slope, offset = line(*ends(so, zero))
+        shift = nearest_float32(nearest_float32(rational(bias) * slope) + offset)
+        folded = nearest_float32(scale * slope)
+        expected = [
+            half_even(nearest_float32(nearest_float32(int(a) * folded) + shift)) for a in acc
+        ]
+        found = folded_sum_and_bias(acc, bias, si, sw, so, zero)
+        np.testing.assert_array_equal(found, expected)
+
+        taken = 12345
+        low, high = (
+            nearest_float32(nearest_float32(end / scale) + taken) for end in ends(so, zero)
+        )
+        slope, offset = line(low, high)
+        expected = [
+            half_even(nearest_float32(nearest_float32((int(a) + taken) * slope) + offset))
+            for a in acc
+        ]
+        found = folded_sum(acc, F(taken), si, sw, so, zero)
+        np.testing.assert_array_equal(found, expected)
 
 
 # Additions

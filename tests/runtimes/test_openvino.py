@@ -156,6 +156,39 @@ def test_convolution(tmp_path: Path, bias: bool, per_channel: bool) -> None:
     assert wrong, "the formula of ONNX Runtime is another one on this data"
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "alone"])
+def test_linear(tmp_path: Path, bias: bool) -> None:
+    wrong = 0
+    for seed, zero_point in enumerate((0, 107, 238, 33, 171, 90)):
+        rng = np.random.default_rng(seed)
+        weight = rng.integers(-127, 128, (64, 64)).astype(np.int8)
+        sx, sw = F(np.exp(rng.uniform(-5, -2))), np.exp(rng.uniform(-6, -3, 64)).astype(F)
+        zx, sy = int(rng.integers(0, 256)), F(4 * sx * np.exp(rng.uniform(-1, 2)))
+        x = rng.integers(0, 256, (6000, 64)).astype(np.uint8)
+        file = File(tmp_path)
+        names = [file.codes("x", sx, np.uint8(zx), [None, 64])]
+        names.append(file.codes(file.constant("w", weight), sw, np.zeros(64, np.int8)))
+        addend = rng.integers(-5000, 5000, 64).astype(np.int32) * bias
+        if bias:
+            b = file.constant("b", addend)
+            names.append(file.codes(b, sx * sw, np.zeros(64, np.int32)))
+        file.nodes.append(helper.make_node("Gemm", names, ["real"], "gemm", transB=1))
+        model = file.open("real", sy, zero_point)
+        kinds = {layer.kind for layer in model.layers if layer.kernel.endswith("_I8")}
+        assert "FullyConnected" in kinds
+        found = model.run([x])["y"]
+        acc = (x.astype(F) - zx) @ weight.T.astype(F)
+        rest = sx, sw, sy, zero_point
+        expected = (
+            fake_quantize.folded_sum_and_bias(acc, addend.astype(F) * (sx * sw), *rest)
+            if bias
+            else fake_quantize.folded_sum(acc, zx * weight.sum(1, dtype=np.int64).astype(F), *rest)
+        )
+        np.testing.assert_array_equal(found, clamp(expected))
+        wrong += int(np.sum(found != clamp(ACCUMULATOR["float"](acc + addend, *rest))))
+    assert wrong, "the formula of ONNX Runtime is another one on this data"
+
+
 def test_addition(tmp_path: Path) -> None:
     """All pairs of codes, for scales with ties and without."""
     every = np.arange(256, dtype=np.uint8)

@@ -7,6 +7,7 @@ is folded into them. All functions here are for uint8 codes, and leave clamping 
 | formula         | what is put on the line                                                    |
 |-----------------|----------------------------------------------------------------------------|
 | fake_quantize   | a real value; or a sum of products, scaled, and its bias, as real values   |
+| folded_scale    | a sum of products; its scale and its bias are folded into the line         |
 | rescaled_first  | two codes, the first one rescaled to the grid of the second                |
 
 Worked example, scale 0.1 and zero point 3: the lowest code is -0.3, the highest 25.2, so the slope
@@ -112,6 +113,40 @@ def sum_alone(
     )
 
 
+def folded_sum_and_bias(
+    acc: Array, bias: Real, scale_in: Scale, scale_weight: Scale, scale_out: Scale, zero_point: int
+) -> Array:
+    """``rint(f32(f32(acc * f32(f32(s_in * s_w) * slope)) + f32(f32(bias * slope) + offset)))``.
+
+    Arguments as for ``sum_and_bias``.
+    """
+    xp = array_namespace(acc)
+    slope, offset = line(*ends(scale_out, zero_point))
+    product = np.float32(scale_in) * np.asarray(scale_weight, np.float32) * slope
+    scaled = xp.astype(acc, xp.float32, copy=False) * like(product, acc, "float32")
+    return xp.round(scaled + like(bias * slope + offset, acc, "float32"))
+
+
+def folded_sum(
+    acc: Array, zeros: Real, scale_in: Scale, scale_weight: Scale, scale_out: Scale, zero_point: int
+) -> Array:
+    """Without a bias: the sum of raw codes, on the line through ``f32(end / f32(s_in * s_w)) + Z``.
+
+    Args:
+        acc: integer-valued sums of products, zero points subtracted.
+        zeros: ``Z``, what was subtracted: the zero point of the input times the sum of the weights.
+        scale_in: scale of the input.
+        scale_weight: scale of the weights, shape () or one that broadcasts against ``acc``.
+        scale_out: scale of the output.
+        zero_point: the output code of real zero.
+    """
+    xp = array_namespace(acc)
+    product = np.float32(scale_in) * np.asarray(scale_weight, np.float32)
+    slope, offset = line(*(end / product + zeros for end in ends(scale_out, zero_point)))
+    raw = xp.astype(acc + like(zeros, acc, "float32"), xp.float32, copy=False)
+    return xp.round(raw * like(slope, acc, "float32") + like(offset, acc, "float32"))
+
+
 def add_rescaled_first(
     a: Array, b: Array, sa: Scale, sb: Scale, sy: Scale, za: int, zb: int, zy: int
 ) -> Array:
@@ -130,5 +165,10 @@ def add_rescaled_first(
 QUANTIZE: dict[str, Callable[..., Array]] = {"fake_quantize": fake_quantize}
 ADD: dict[str, Callable[..., Array]] = {"rescaled_first": add_rescaled_first}
 # Formulas of sums of products that add the bias as a real value, and those without a bias.
-WITH_BIAS: dict[str, Callable[..., Array]] = {"fake_quantize": sum_and_bias}
+WITH_BIAS: dict[str, Callable[..., Array]] = {
+    "fake_quantize": sum_and_bias,
+    "folded_scale": folded_sum_and_bias,
+}
 WITHOUT_BIAS: dict[str, Callable[..., Array]] = {"fake_quantize": sum_alone}
+# Those without a bias that are told what the zero point of the input took away.
+WITH_ZEROS: dict[str, Callable[..., Array]] = {"folded_scale": folded_sum}

@@ -36,6 +36,7 @@ _SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
 FORMULAS: Mapping[str, Collection[str]] = {
     **{kind: ACCUMULATOR.keys() | fake_quantize.WITH_BIAS.keys() for kind in _SUMS},
+    "matmul": ACCUMULATOR.keys() | fake_quantize.WITHOUT_BIAS.keys(),
     "add": ADD.keys() | fake_quantize.ADD.keys(),
     "sub": SUB.keys(),
     "mul": MUL.keys(),

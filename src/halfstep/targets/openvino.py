@@ -36,7 +36,8 @@ TARGET = replace(
         **_RULES,
         "conv": OpRule(Execution.INTEGER, "fake_quantize"),
         # Never SCALED: a distance of one code says nothing about real values.
-        **{kind: OpRule(Execution.INTEGER, "float") for kind in ("linear", "matmul")},
+        "linear": OpRule(Execution.INTEGER, "folded_scale"),
+        "matmul": OpRule(Execution.INTEGER, "float"),
         "add": OpRule(Execution.INTEGER, "rescaled_first"),
         "avg_pool": replace(_RULES["avg_pool"], refuses=_without_padding),
     },

@@ -5,7 +5,7 @@ from the weights, proves that to be exact, at once or over a few parts of the in
 in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import array_api_compat.numpy
@@ -84,9 +84,21 @@ def _codes(
     bias = setup.program.constant(setup.op.inputs[2]) if has_bias else None
     scales = setup.along_channels(weight_scales(setup.op, setup.grid(1)), channel_axis)
     # A bias of zeros is none to a runtime that adds it as real values: it drops the addition.
-    if bias is not None and bias.any() and setup.op.formula in fake_quantize.WITH_BIAS:
+    formula, no_bias = setup.op.formula, bias is None or not bias.any()
+    if bias is not None and not no_bias and formula in fake_quantize.WITH_BIAS:
         sums = _sums(setup, weight, contract, channel_axis, None)
-        finish = _with_bias(setup, scales, setup.along_channels(bias, channel_axis))
+        real = bias.astype(np.float32) * (
+            setup.grid(0).scale * weight_scales(setup.op, setup.grid(1))
+        )
+        finish = _with(
+            setup, fake_quantize.WITH_BIAS, scales, setup.along_channels(real, channel_axis)
+        )
+    elif formula in fake_quantize.WITH_ZEROS:
+        sums = _sums(setup, weight, contract, channel_axis, None)
+        total = weight.astype(np.int64).reshape(len(weight), -1).sum(axis=1) * setup.zero(0)
+        finish = _with(
+            setup, fake_quantize.WITH_ZEROS, scales, setup.along_channels(total, channel_axis)
+        )
     else:
         sums = _sums(setup, weight, contract, channel_axis, bias)
         finish = _finish(setup, scales)
@@ -137,16 +149,16 @@ def _finish(
     return lambda acc: setup.saturate(formula(acc, *scales, int(grid.zero_point)))
 
 
-def _with_bias(
-    setup: Setup, scale: NDArray[np.float32], bias: NDArray[Any]
+def _with(
+    setup: Setup,
+    table: Mapping[str, Callable[..., Array]],
+    scale: NDArray[np.float32],
+    addend: NDArray[Any],
 ) -> Callable[[Array], Array]:
-    """Accumulators and the codes of a bias that is added as real values, to codes."""
-    formula, grid = fake_quantize.WITH_BIAS[setup.op.formula or ""], setup.out_grid
-    first = setup.grid(0).scale
-    real = bias.astype(np.float32) * (first * scale)
-    return lambda acc: setup.saturate(
-        formula(acc, real, first, scale, grid.scale, int(grid.zero_point))
-    )
+    """Accumulators to codes, by a formula that is given ``addend``, one number a channel."""
+    formula, grid, first = table[setup.op.formula or ""], setup.out_grid, setup.grid(0).scale
+    numbers = addend.astype(np.float32), first, scale, grid.scale, int(grid.zero_point)
+    return lambda acc: setup.saturate(formula(acc, *numbers))
 
 
 def as_convolution(xp: Any, weight: Array, groups: int) -> Array:
