@@ -27,6 +27,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EMITTERS = {
     "halfstep.export.onnx_qdq:export": onnx_ops.EMITTERS,
+    "halfstep.export.onnx_openvino:export": onnx_ops.EMITTERS,
+    "halfstep.export.onnx_tensorrt:export": onnx_ops.EMITTERS,
     "halfstep.export.litert:export": litert_ops.EMITTERS,
     "halfstep.export.c99.writer:export": emitters.EMITTERS,
 }
@@ -134,9 +136,8 @@ def test_every_rule_of_a_target_with_an_artifact_can_be_written(target: Target) 
         assert target.run is None
         return
     assert target.export is not None
-    assert target.run is not None
     assert callable(resolve(target.export))
-    assert callable(resolve(target.run))
+    assert target.run is None or callable(resolve(target.run))
     written = EMITTERS[target.export].keys()
     for kind, rule in target.rules.items():
         if target.integer_only and rule.execution is Execution.FLOAT:

@@ -43,6 +43,7 @@ _DFQ = "Nagel et al. 2019, arXiv 1906.04721"
 _ADAROUND = "Nagel et al. 2020, arXiv 2004.10568"
 _OWN = "docs/recipes/best.md"
 _SMOOTH = "Xiao et al. 2022, arXiv 2211.10438"
+_TRT = "TensorRT documentation, quantized types"
 _MEASURED = "measured, docs/arithmetic.md"
 
 _FOUND = "quant.calibrators"
@@ -80,6 +81,8 @@ CATALOG = (
           "LiteRT's reference kernels", _MEASURED),
     Entry("target", "litert_xnnpack", "targets.litert_xnnpack:TARGET",
           "LiteRT's default: XNNPACK", _MEASURED),
+    Entry("target", "openvino", "targets.openvino:TARGET", "CPUs with AVX-512", _MEASURED),
+    Entry("target", "tensorrt", "targets.tensorrt:TARGET", "int8 symmetric, unverified", _TRT),
     Entry("target", "reference", "targets.reference:TARGET", "the engine, 2 to 16 bits", _MEASURED),
     Entry("target", "c99", "targets.c99:TARGET", "bare metal, emulated float rounding", _MEASURED),
     Entry("target", "c99_fixed", "targets.c99_fixed:TARGET", "bare metal, fixed point", _JACOB),

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from halfstep.catalog import find
+from halfstep.core.target import Target
 from halfstep.errors import HalfstepError, RuntimeUnavailableError
 from halfstep.files import write_contents
 from halfstep.progress import on_terminal, silent
@@ -48,14 +50,15 @@ def run_job(
     progress = silent if quiet else on_terminal
     held = 0 if test is not None else samples or 64
     result = quantize(model, data, verify_samples=held, progress=progress, **choices)
-    if test is not None and result.artifact is not None:
+    target: Target = find("target", result.program.target)
+    if test is not None and target.run is not None:
         result = _verified(result, model, progress(test, "verify"), samples)
     result.save(out)
     if result.verdict is None:
         coverage = coverage_text(result.program.integer_coverage())
         print_line(
-            f"not verified: target '{result.program.target}' has no artifact; integer MACs: "
-            f"{coverage}"
+            f"not verified: target '{target.name}' has no "
+            f"{'artifact' if target.artifact is None else 'runtime'}; integer MACs: {coverage}"
         )
     elif quiet:
         Console().print(verdict_text(result.verdict), soft_wrap=True)

@@ -85,7 +85,8 @@ def quantize(
         program = lower(quantized)
     if table.export is None:
         return Result(quantized, program, None, None, journal)
-    compared = stages(model, quantized) if verify_samples else None
+    runs = table.run is not None and verify_samples > 0
+    compared = stages(model, quantized) if runs else None
     artifact, verdict = _proven(program, table, held, compared, journal)
     return Result(quantized, program, artifact, verdict, journal)
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +29,8 @@ _FILES = frozenset(
         "report.html",
     }
 )
-_PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime", "ai-edge-litert")
+_PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
+_OPTIONAL = ("ai-edge-litert", "openvino")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,4 +131,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed as a package"
+    for name in _OPTIONAL:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found

@@ -51,7 +51,10 @@ class Verdict:
         target: whose artifact was run.
         samples: number of samples compared.
         sites: one report a site, in order of execution.
-        bound: the largest code distance that the target declares; 0 promises exactness.
+        bound: the largest code distance that the target declares for one operation on equal
+            inputs; 0 promises exactness.
+        end_to_end: where there is a bound, the outputs of the file as it will run against those of
+            the engine alone: no part of the promise, but with a difference nothing is exact.
         cause: the first divergent operation and the class of its cause; empty if none.
         agreement: share of equal decisions (arg max of the first output) between two stages.
         accuracy: top-1 of each stage, where labels were given.
@@ -65,6 +68,7 @@ class Verdict:
     samples: int
     sites: tuple[SiteReport, ...]
     bound: int = 0
+    end_to_end: tuple[SiteReport, ...] = ()
     cause: str = ""
     agreement: Mapping[str, float] = field(default_factory=dict)
     accuracy: Mapping[str, float] = field(default_factory=dict)
@@ -88,7 +92,7 @@ class Verdict:
         if not self.comparable or not self.samples:
             return Status.FAILED
         largest = max(site.largest for site in self.comparable)
-        if largest == 0:
+        if largest == 0 and not any(site.mismatches for site in self.end_to_end):
             return Status.EXACT
         return Status.BOUNDED if largest <= self.bound else Status.FAILED
 
@@ -136,6 +140,13 @@ class Verdict:
                 f"(largest distance {worst}): {names}"
                 + (", ..." if len(skipped) > _MOST_SITES else "")
             )
+        if self.bound:
+            lines.append(f"  promised: {self.bound} at most, by one operation on equal inputs")
+        lines += [
+            f"  {site.site}, end to end: {site.mismatches} of {site.compared} differ, by up to "
+            f"{site.largest}"
+            for site in self.end_to_end
+        ]
         lines.append(f"  integer multiply-accumulates: {self.coverage}")
         for table, unit in ((self.accuracy, "top-1"), (self.agreement, "equal decisions")):
             lines += [f"  {unit}, {name}: {value:.2%}" for name, value in table.items()]

@@ -35,6 +35,12 @@ def always(facts: OpFacts) -> str:
     return ""
 
 
+def any_activation(spec: QuantSpec) -> str:
+    """Accept every activation."""
+    del spec
+    return ""
+
+
 @dataclass(frozen=True)
 class OpRule:
     """How a target runs one kind of operation.
@@ -75,13 +81,16 @@ class Target:
         activation: the type of activations, unless a plan says otherwise.
         weight: the type of weights, unless a plan says otherwise.
         activation_bits: fewest and most bits of an activation.
-        signed_activations: whether the codes of activations have to be signed.
         weight_bits: fewest and most bits of a weight.
         accumulator_bits: bits of the sums of products, which must not overflow.
         pair_sum_bits: 16 where some CPU of the target adds two neighbouring products in int16,
             which saturates; ``None`` where products go straight to the accumulator.
         weight_groups: whether weights may have a scale for each group of inputs.
+        symmetric_activations: activations are signed and have zero point 0.
+        refuses_activation: returns the reason why no activation may have a spec, or "".
         quantize_formula: how the runtime quantizes real inputs.
+        bound: the largest distance, in codes, that an operation on equal inputs may be away; 0
+            promises equality.
         integer_only: float operations are refused by name.
         artifact: the file or folder that it reads, such as ``"model.onnx"``; ``None`` for the
             engine alone.
@@ -99,9 +108,11 @@ class Target:
     accumulator_bits: int = 32
     pair_sum_bits: int | None = None
     weight_groups: bool = False
+    symmetric_activations: bool = False
+    refuses_activation: Callable[[QuantSpec], str] = any_activation
     quantize_formula: str = "division"
+    bound: int = 0
     integer_only: bool = False
-    signed_activations: bool = False
     artifact: str | None = None
     export: str | None = None
     run: str | None = None
@@ -132,12 +143,22 @@ class Target:
     def check_activation(self, site: str, spec: QuantSpec) -> None:
         """Raise ``PlanError`` unless the target runs activations of this spec."""
         low, high = self.activation_bits
-        fits = low <= spec.qtype.bits <= high and spec.axis is None
-        if not fits or (self.signed_activations and not spec.qtype.signed):
-            kind = "signed activations" if self.signed_activations else "activations"
+        if not low <= spec.qtype.bits <= high or spec.axis is not None:
             raise PlanError(
-                f"{site}: asked for {spec}; target '{self.name}' accepts {kind} of {low} to "
+                f"{site}: asked for {spec}; target '{self.name}' accepts activations of {low} to "
                 f"{high} bits, per-tensor. {self._way_out(site, self.activation)}"
+            )
+        if self.symmetric_activations and not spec.symmetric:
+            raise PlanError(
+                f"{site}: asked for {spec}; target '{self.name}' accepts activations with zero "
+                f"point 0 only. Change the plan with plan.edit({site!r}, symmetric=True, "
+                f"qtype={self.activation.name!r})"
+            )
+        refusal = self.refuses_activation(spec)
+        if refusal:
+            raise PlanError(
+                f"{site}: asked for {spec}; target '{self.name}' refuses it: {refusal}. "
+                f"{self._way_out(site, self.activation)}"
             )
 
     def check_weight(self, site: str, spec: QuantSpec, axis: int) -> None:

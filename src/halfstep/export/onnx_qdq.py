@@ -39,9 +39,11 @@ def export(program: IntProgram, path: str | Path) -> None:
     write_atomically(Path(path), model.SerializeToString())
 
 
-def to_model(program: IntProgram) -> onnx.ModelProto:
-    """The model of ``program``, in memory."""
-    writer = Writer(program)
+def to_model(
+    program: IntProgram, writer: "Writer | None" = None, opset: int = OPSET
+) -> onnx.ModelProto:
+    """The model of ``program``, in memory, by a ``writer`` of its own or by a plain one."""
+    writer = writer or Writer(program)
     for op in program.ops:
         writer.write(op)
     graph = ir.Graph(
@@ -49,7 +51,7 @@ def to_model(program: IntProgram) -> onnx.ModelProto:
         [writer.values[name] for name in program.outputs],
         nodes=writer.nodes,
         initializers=list(writer.initializers.values()),
-        opset_imports={"": OPSET},
+        opset_imports={"": opset},
         name="halfstep",
     )
     proven = {PROPERTY: PROVEN} if prove_sums(program, "int16_pairs").safe else {}

@@ -71,7 +71,7 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
     table: Target = find("target", target)
     for name in (calibrator, weight_calibrator):
         find("calibrator", name)
-    activation = QuantSpec(_type(activations, table.activation), pow2=pow2, calibrator=calibrator)
+    activation = _activation(table, activations).with_(pow2=pow2, calibrator=calibrator)
     weight = QuantSpec(
         _type(weights, table.weight), symmetric=True, pow2=pow2, calibrator=weight_calibrator
     )
@@ -90,6 +90,11 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
     plan = Plan(target, specs, _copies(units, how, table), floats, how)
     _refuse_islands(table, plan)
     return plan if first_last is None else _with_ends(plan, units, QType.parse(first_last))
+
+
+def _activation(target: Target, name: str | None) -> QuantSpec:
+    qtype = _type(name, target.activation)
+    return QuantSpec(qtype, symmetric=target.symmetric_activations and qtype.signed)
 
 
 def _type(name: str | None, default: QType) -> QType:

@@ -22,6 +22,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from halfstep.core import fake_quantize
 from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
 from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN
@@ -37,8 +38,9 @@ _CODES = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED, Execution.
 _SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
 FORMULAS: Mapping[str, Collection[str]] = {
-    **{kind: ACCUMULATOR.keys() for kind in _SUMS},
-    "add": ADD.keys(),
+    **{kind: ACCUMULATOR.keys() | fake_quantize.WITH_BIAS.keys() for kind in _SUMS},
+    "matmul": ACCUMULATOR.keys() | fake_quantize.WITHOUT_BIAS.keys(),
+    "add": ADD.keys() | fake_quantize.ADD.keys(),
     "sub": SUB.keys(),
     "mul": MUL.keys(),
     "avg_pool": (*AVERAGE, *AVERAGE_OF_CODES, *MEAN),
@@ -46,7 +48,7 @@ FORMULAS: Mapping[str, Collection[str]] = {
     "mean": MEAN.keys(),
     "softmax": SOFTMAX.keys(),
     "layer_norm": ACCUMULATOR.keys(),
-    "quantize": QUANTIZE.keys(),
+    "quantize": QUANTIZE.keys() | fake_quantize.QUANTIZE.keys(),
 }
 
 

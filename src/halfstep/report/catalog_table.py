@@ -112,7 +112,7 @@ def _biases(target: Target) -> str:
 # What ``check_activation``, ``check_weight`` and the specification of programs let through.
 _FORMATS: Mapping[str, Callable[[Target], str]] = {
     "activations": lambda target: _width(target.activation_bits),
-    "their zero points": lambda target: "any",
+    "their zero points": lambda target: "0" if target.symmetric_activations else "any",
     "their scales": lambda target: "one a tensor",
     "weights": lambda target: f"{_width(target.weight_bits)}, signed",
     "zero points of weights": lambda target: "0",

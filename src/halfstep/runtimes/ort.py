@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from halfstep.errors import ExportError
 from halfstep.program.saturation import PROPERTY, PROVEN
+from halfstep.runtimes.onnx_file import expose, load
 
 Values = NDArray[np.generic]
 
@@ -55,14 +56,10 @@ class OnnxRuntimeModel:
         self, path: str | Path, sites: Collection[str] = (), threads: int = 0, spin: bool = False
     ) -> None:
         self.path = Path(path)
-        model = _load(self.path)
+        model = load(self.path)
         self.outputs = tuple(value.name for value in model.graph.output)
         self.sites = tuple(sites)
-        self._check_sites(model)
-        known = {value.name: value for value in model.graph.value_info}
-        for site in self.sites:
-            if site not in self.outputs:
-                model.graph.output.append(known.get(site) or onnx.ValueInfoProto(name=site))
+        expose(model, self.sites, self.path)
         options = _options(threads, model)
         if not has_vnni() and not is_proven(model) and may_saturate(model):
             # Kernels for other CPUs add pairs of products in int16, unless weights become uint8.
@@ -77,14 +74,6 @@ class OnnxRuntimeModel:
         except Exception as error:  # the runtime's errors share no base class but this
             raise ExportError(f"{self.path}: ONNX Runtime refuses it: {error}") from error
         self._inputs = [value.name for value in self.session.get_inputs()]
-
-    def _check_sites(self, model: onnx.ModelProto) -> None:
-        made = {name for node in model.graph.node for name in node.output}
-        missing = [site for site in self.sites if site not in made]
-        if missing:
-            raise ExportError(
-                f"{self.path}: it has no tensor {missing[0]}; was it made from this program?"
-            )
 
     def run(self, inputs: Sequence[Values]) -> Mapping[str, Values]:
         """Outputs and asked-for sites by name, for inputs in the order of the file.
@@ -115,19 +104,6 @@ class OnnxRuntimeModel:
         integer = [name for name, kernel in kernels.items() if kernel in INTEGER_KERNELS]
         made = {_without_suffix(name, sites) for name in integer}
         return {site: site in made for site in sites}
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    # Of onnx's own choosing, so not a dependency of ours.
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load(str(path))
-    except (OSError, DecodeError) as error:
-        raise ExportError(f"{path}: not a complete ONNX file ({error})") from error
-    if not model.graph.node:  # an empty file is a valid message without a graph
-        raise ExportError(f"{path}: not a complete ONNX file (it has no operations)")
-    return model
 
 
 def _without_suffix(name: str, sites: Collection[str]) -> str:

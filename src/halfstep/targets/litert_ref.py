@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from halfstep.core import tables
 from halfstep.core.execution import BATCH, Execution
 from halfstep.core.qtype import INT8, INT8_NARROW
+from halfstep.core.spec import QuantSpec
 from halfstep.core.target import OpFacts, OpRule, Target
 
 _INTEGER, _COPY, _FLOAT = Execution.INTEGER, Execution.COPY, Execution.FLOAT
@@ -107,6 +108,11 @@ RULES = {
     "div": _no_kernel("has no integer kernel for it"),
 }
 
+
+def _only_signed(spec: QuantSpec) -> str:
+    return "" if spec.qtype.signed else "its kernels take int8, and no uint8"
+
+
 TARGET = Target(
     name="litert_ref",
     title="LiteRT, reference kernels: int8 activations, int8 per-channel weights",
@@ -116,7 +122,7 @@ TARGET = Target(
     activation_bits=(8, 8),
     weight_bits=(2, 8),
     quantize_formula="half_away",
-    signed_activations=True,
+    refuses_activation=_only_signed,
     artifact="model.tflite",
     export="halfstep.export.litert:export",
     run="halfstep.runtimes.litert:ReferenceKernels",

@@ -1,7 +1,9 @@
 """Where codes begin and end."""
 
-from halfstep.core.elementwise import QUANTIZE
+from halfstep.core import elementwise, fake_quantize
 from halfstep.program.kernels.setup import Array, Setup, Step
+
+QUANTIZE = elementwise.QUANTIZE | fake_quantize.QUANTIZE
 
 
 def quantize(setup: Setup) -> Step:

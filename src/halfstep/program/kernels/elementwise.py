@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from halfstep.core import fake_quantize
 from halfstep.core.elementwise import ADD, MUL, SUB, fused_swaps
 from halfstep.core.qtype import QType
 from halfstep.core.requant import look_up
@@ -60,7 +61,7 @@ def _saturated(setup: Setup, codes: Array) -> Array:
     return np.clip(codes, low, high).astype(setup.out.dtype)
 
 
-add = _binary(ADD)
+add = _binary(ADD | fake_quantize.ADD)
 sub = _binary(SUB)
 mul = _binary(MUL)
 

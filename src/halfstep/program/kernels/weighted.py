@@ -5,13 +5,14 @@ from the weights, proves that to be exact, at once or over a few parts of the in
 in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
 from numpy.typing import NDArray
 
+from halfstep.core import fake_quantize
 from halfstep.core.execution import Execution
 from halfstep.core.requant import ACCUMULATOR, SCALED
 from halfstep.program.bounds import (
@@ -79,18 +80,40 @@ def _codes(
     """Codes to codes, or to real values; ``weight`` is (outputs, inputs, *kernel)."""
     if setup.grid(1).group_size is not None:
         return codes_of_groups(setup, contract, channel_axis)
-    sums = _sums(setup, weight, contract, channel_axis)
+    has_bias = len(setup.op.inputs) > 2
+    bias = setup.program.constant(setup.op.inputs[2]) if has_bias else None
     scales = setup.along_channels(weight_scales(setup.op, setup.grid(1)), channel_axis)
-    finish = _finish(setup, scales)
+    # A bias of zeros is none to a runtime that adds it as real values: it drops the addition.
+    formula, no_bias = setup.op.formula, bias is None or not bias.any()
+    if bias is not None and not no_bias and formula in fake_quantize.WITH_BIAS:
+        sums = _sums(setup, weight, contract, channel_axis, None)
+        real = bias.astype(np.float32) * (
+            setup.grid(0).scale * weight_scales(setup.op, setup.grid(1))
+        )
+        finish = _with(
+            setup, fake_quantize.WITH_BIAS, scales, setup.along_channels(real, channel_axis)
+        )
+    elif formula in fake_quantize.WITH_ZEROS:
+        sums = _sums(setup, weight, contract, channel_axis, None)
+        total = weight.astype(np.int64).reshape(len(weight), -1).sum(axis=1) * setup.zero(0)
+        finish = _with(
+            setup, fake_quantize.WITH_ZEROS, scales, setup.along_channels(total, channel_axis)
+        )
+    else:
+        sums = _sums(setup, weight, contract, channel_axis, bias)
+        finish = _finish(setup, scales)
     return lambda x: finish(sums(x))
 
 
 def _sums(
-    setup: Setup, weight: NDArray[Any], contract: Contraction, channel_axis: int
+    setup: Setup,
+    weight: NDArray[Any],
+    contract: Contraction,
+    channel_axis: int,
+    bias: NDArray[Any] | None,
 ) -> Callable[[Array], Array]:
-    """Codes to exact accumulators, bias included; ``weight`` is (outputs, inputs, *kernel)."""
-    constant, has_bias = setup.constant, len(setup.op.inputs) > 2
-    bias = setup.program.constant(setup.op.inputs[2]) if has_bias else None
+    """Codes to exact accumulators with ``bias``; ``weight`` is (outputs, inputs, *kernel)."""
+    constant = setup.constant
     parts = float32_parts(weight, largest_step(setup.grid(0)), setup.attrs.get("groups", 1))
     dtype = "float32" if parts else "float64"
     fits = dtype == "float64" or accumulator_bounds(setup.program, setup.op).max() < FLOAT32_EXACT
@@ -121,9 +144,21 @@ def _finish(
         if factor == 1:
             return lambda acc: real(acc, first, scale)
         return lambda acc: real(acc, first, scale) * float(factor)
-    formula, grid = ACCUMULATOR[name], setup.out_grid
+    formula, grid = (ACCUMULATOR | fake_quantize.WITHOUT_BIAS)[name], setup.out_grid
     scales = first, scale, grid.scale / factor
     return lambda acc: setup.saturate(formula(acc, *scales, int(grid.zero_point)))
+
+
+def _with(
+    setup: Setup,
+    table: Mapping[str, Callable[..., Array]],
+    scale: NDArray[np.float32],
+    addend: NDArray[Any],
+) -> Callable[[Array], Array]:
+    """Accumulators to codes, by a formula that is given ``addend``, one number a channel."""
+    formula, grid, first = table[setup.op.formula or ""], setup.out_grid, setup.grid(0).scale
+    numbers = addend.astype(np.float32), first, scale, grid.scale, int(grid.zero_point)
+    return lambda acc: setup.saturate(formula(acc, *numbers))
 
 
 def as_convolution(xp: Any, weight: Array, groups: int) -> Array:
