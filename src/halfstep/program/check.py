@@ -38,9 +38,9 @@ _CODES = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED, Execution.
 _SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
 FORMULAS: Mapping[str, Collection[str]] = {
-    **{kind: ACCUMULATOR.keys() | fake_quantize.WITH_BIAS.keys() for kind in _SUMS},
-    "matmul": ACCUMULATOR.keys() | fake_quantize.WITHOUT_BIAS.keys(),
-    "add": ADD.keys() | fake_quantize.ADD.keys(),
+    **{kind: (*ACCUMULATOR, *fake_quantize.WITH_BIAS) for kind in _SUMS},
+    "matmul": (*ACCUMULATOR, *fake_quantize.WITHOUT_BIAS),
+    "add": (*ADD, *fake_quantize.ADD),
     "sub": SUB.keys(),
     "mul": MUL.keys(),
     "avg_pool": (*AVERAGE, *AVERAGE_OF_CODES, *MEAN),
@@ -48,7 +48,7 @@ FORMULAS: Mapping[str, Collection[str]] = {
     "mean": MEAN.keys(),
     "softmax": SOFTMAX.keys(),
     "layer_norm": ACCUMULATOR.keys(),
-    "quantize": QUANTIZE.keys() | fake_quantize.QUANTIZE.keys(),
+    "quantize": (*QUANTIZE, *fake_quantize.QUANTIZE),
 }
 
 
