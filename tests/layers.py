@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "simulate": PLAIN | {"graph", "lower", "program"},
     "quantize": EVERYTHING,
     "result": EVERYTHING,
+    "conformance": EVERYTHING,
     "saved": EVERYTHING,
     "sources": EVERYTHING,
     "options": EVERYTHING,
@@ -60,6 +61,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYTHING,
     "cli": EVERYTHING,
     "cli_analyze": EVERYTHING,
+    "cli_verify": EVERYTHING,
     "halfstep": EVERYTHING,
 }
 """What each unit may import beside itself."""

@@ -12,6 +12,7 @@ By hand: ``capture``, ``make_plan``, ``prepare``, ``calibrate``, ``lower``, ``ex
 """
 
 from halfstep import ptq, search
+from halfstep.conformance import Conformance, conformance
 from halfstep.core.grid import Affine
 from halfstep.core.qtype import QType
 from halfstep.core.spec import QuantSpec
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Affine",
+    "Conformance",
     "Engine",
     "Graph",
     "HalfstepError",
@@ -54,6 +56,7 @@ __all__ = [
     "analyze",
     "calibrate",
     "capture",
+    "conformance",
     "export",
     "load_weights",
     "lower",

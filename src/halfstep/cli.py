@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from halfstep.cli_analyze import analyze
+from halfstep.cli_verify import prove, verify
 from halfstep.data import example_of
 from halfstep.errors import DataError, HalfstepError
 from halfstep.graph.capture import capture
@@ -38,18 +39,13 @@ from halfstep.options import (
     preprocessing,
     settings,
 )
-from halfstep.program.saturation import prove_sums
-from halfstep.program.serialize import load_program
-from halfstep.progress import on_terminal, silent
 from halfstep.quantize import peek
 from halfstep.recipes.choices import check_options
 from halfstep.report.coverage import planned_coverage
 from halfstep.report.listing import listing
-from halfstep.report.table import ending, verdict_text
 from halfstep.result import check_replaceable
-from halfstep.saved import load_plan, model_stages, open_saved
-from halfstep.sources import load_data, load_model, samples_of
-from halfstep.verify import verify as run_verify
+from halfstep.saved import load_plan
+from halfstep.sources import load_data, load_model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cifar10"
 
@@ -174,52 +170,8 @@ def plan(  # noqa: PLR0913 (one parameter an option)
 app.command()(analyze)
 
 
-@app.command()
-def verify(  # noqa: PLR0913 (one parameter an option)
-    *,
-    saved: Annotated[Path, typer.Argument(help="a folder that quantize wrote, or its artifact")],
-    data: Data,
-    model: Annotated[str | None, typer.Option(help="the float model, to compare it too")] = None,
-    weights: Weights = None,
-    samples: Samples = None,
-    size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
-    batch_size: BatchSize = 32,
-    quiet: Quiet = False,
-) -> None:
-    """Prove a saved artifact again, on other data or on another machine."""
-    opened = open_saved(saved)
-    batches = load_data(data, preprocessing(size, mean, std, batch_size))
-    compared = {}
-    if model is not None:
-        loaded = load_model(model, weights)
-        head, batches = peek(batches)
-        compared = model_stages(opened, loaded, example_of(head, loaded.forward, torch.as_tensor))
-    shown = (silent if quiet else on_terminal)(batches, "verify")
-    verdict = run_verify(
-        opened.program,
-        opened.artifact,
-        samples_of(shown, opened.program.inputs, samples),
-        stages=compared,
-    )
-    Console().print(verdict_text(verdict) if quiet else ending(verdict), soft_wrap=True)
-    if compared and "fake-quantized" not in compared:
-        print_line("no fake-quantized model: MODEL with the saved grids gives another program")
-    raise typer.Exit(verdict.exit_code)
-
-
-@app.command()
-def prove(
-    saved: Annotated[Path, typer.Argument(help="a folder that quantize wrote")],
-    accumulator: Annotated[
-        str, typer.Option(help="int16_pairs (CPUs without VNNI), int24 or int32")
-    ] = "int16_pairs",
-) -> None:
-    """Bound the sums of products of a saved program, over all inputs that there can be."""
-    proof = prove_sums(load_program(saved), accumulator)
-    print_line(str(proof))
-    raise typer.Exit(int(not proof.safe))
+app.command()(verify)
+app.command()(prove)
 
 
 @app.command("list")

@@ -38,7 +38,7 @@ _CODES = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED, Execution.
 _SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
 FORMULAS: Mapping[str, Collection[str]] = {
-    **{kind: (*ACCUMULATOR, *fake_quantize.WITH_BIAS) for kind in _SUMS},
+    **dict.fromkeys(_SUMS, (*ACCUMULATOR, *fake_quantize.WITH_BIAS)),
     "matmul": (*ACCUMULATOR, *fake_quantize.WITHOUT_BIAS),
     "add": (*ADD, *fake_quantize.ADD),
     "sub": SUB.keys(),
