@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import (
     accuracy,
+    conformance,
     cost,
     data_free,
     formats,
@@ -37,7 +38,7 @@ SECTIONS = {
     "resnet20": accuracy.resnet20,
     "peer_simulations": accuracy.peer_simulations,
     "efficientnet": accuracy.efficientnet,
-    "conformance": accuracy.conformance,
+    "conformance": conformance.conformance,
     "formats": formats.formats,
     "data_free": data_free.data_free,
     "rescaled": data_free.rescaled,
@@ -76,6 +77,9 @@ def main() -> None:
         write_atomically(store, json.dumps(results, indent=1).encode())
         text = page.render(results, processor())
         write_atomically(REPOSITORY / "docs" / "results.md", text.encode())
+        write_atomically(
+            REPOSITORY / "docs" / "conformance.md", page.conformance_page(results).encode()
+        )
         for file in sorted((REPOSITORY / "docs" / "recipes").glob("*.md")):
             filled = page.recipe_page(file.read_text(), file.stem, results)
             write_atomically(file, filled.encode())

@@ -60,41 +60,6 @@ def efficientnet(shared: Path, work: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def conformance(shared: Path, work: Path) -> list[dict[str, Any]]:
-    """Exactness and coverage of every network, on inputs that it was not calibrated on."""
-    rows = []
-    for name in ("resnet18", "mobilenet_v2", "efficientnet_lite0", "vit_tiny", "minilm"):
-        model = networks.build(name)
-        calibration, samples = _inputs(name, shared, work)
-        result = hs.quantize(model, calibration, verify_samples=0)
-        result.save(work / name)
-        verdict = hs.verify(
-            result.program, work / name / "model.onnx", samples, stages=stages(model, result.model)
-        )
-        rows.append({"network": name, **summary(verdict), "floats": _kinds(result.program)})
-    return rows
-
-
-def _inputs(name: str, shared: Path, work: Path) -> tuple[list[Any], list[Any]]:
-    """64 inputs to calibrate on and 64 others to compare on, in batches of 16."""
-    if name == "minilm":
-        parts = [networks.tokenized_sentences(16, first) for first in range(0, 128, 16)]
-    else:
-        photos = images.imagenet(shared, work, batch=16)[:128]
-        parts = [(batch,) for batch, _ in photos]
-    return parts[:4], parts[4:]
-
-
-def _kinds(program: hs.IntProgram) -> str:
-    """How many operations of each kind are not on integer kernels."""
-    counts: dict[str, int] = {}
-    for op in program.ops:
-        if op.reason:
-            kind = op.attrs["function"] if op.kind == "lookup" else op.kind
-            counts[kind] = counts.get(kind, 0) + 1
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
-
-
 def summary(verdict: hs.Verdict) -> dict[str, Any]:
     """The figures of a verdict that the results page shows."""
     return {

@@ -35,6 +35,20 @@ def recipe_page(text: str, recipe: str, results: Mapping[str, Any]) -> str:
     return "\n".join([f"{head}{_BEGIN}", "", *shown, "", f"{_END}{tail}"])
 
 
+def conformance_page(results: Mapping[str, Any]) -> str:
+    """Every network on every target, as far as it was measured."""
+    section = results.get("conformance")
+    lines = ["# Conformance", "", _CONFORMANCE, ""]
+    if section is None:
+        return "\n".join([*lines, "Not measured yet: `python -m benchmarks conformance`.", ""])
+    by_network: dict[str, list[Mapping[str, Any]]] = {}
+    for row in section["rows"]:
+        by_network.setdefault(f"{row['network']} ({row['what']})", []).append(row)
+    for network, rows in by_network.items():
+        lines += [f"## {network}", "", *table(rows, _OF_A_TARGET), ""]
+    return "\n".join([*lines, _measured(section), ""])
+
+
 def _measured(section: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
     return f"Measured {section['date']} with {listed}."
@@ -91,6 +105,28 @@ _ACCURACY = {
     "engine": _top1("engine"),
     "runtime": _top1("runtime"),
 }
+_CONFORMANCE = (
+    "One model on every target, each calibrated (min-max) on 64 samples and compared code for code "
+    "on them, at every site that the runtime can show and at the outputs of the file as it will be "
+    "deployed. *Largest* is the largest distance of two codes. Sites straight behind a float kernel "
+    "are not counted. *Of float* is the time of one sample as a share of the float model's in the "
+    "same runtime, from the same exporter; two cores, other work beside. What a target refuses, it "
+    "refuses by name. The engine's targets (`reference`) have no artifact. Written by `python -m "
+    "benchmarks conformance`; one model of your own: `halfstep verify --all-targets`."
+)
+_OF_A_TARGET = {
+    "target": lambda row: f"`{row['target']}`",
+    "verdict": lambda row: row.get("status", row["note"]),
+    "sites": _get("sites"),
+    "codes": _get("codes", "{:,}"),
+    "differing": _get("mismatches", "{:,}"),
+    "largest": _get("largest"),
+    "uncounted sites": _get("uncounted"),
+    "integer MACs": _get("coverage", "{:.2%}"),
+    "of float": _get("of_float", "{:.2f}"),
+    "bytes": _get("bytes", "{:,}"),
+    "not on integer kernels": _get("floats"),
+}
 _BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
 _OF_A_RECIPE = {
     "network": _get("network"),
@@ -130,20 +166,6 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
         "Real weights; calibrated on every fifth of the 500 photos that it is judged on.",
         {"recipe": _get("recipe"), "calibrator": _get("calibrator"), **_ACCURACY}
         | {"decisions changed from float": _differ("float and engine"), "verdict": _verdict},
-    ),
-    "conformance": (
-        "Exactness and coverage",
-        (
-            "64 inputs to calibrate on, 64 others to compare; MobileNetV2, ResNet-18 and ViT have "
-            "random weights. Sites that come straight from a float kernel are not counted."
-        ),
-        {
-            "network": _get("network"),
-            "verdict": _verdict,
-            "uncounted sites": _get("uncounted"),
-            "integer MACs in the runtime": _get("coverage", "{:.2%}"),
-            "not on integer kernels": _get("floats"),
-        },
     ),
     "formats": (
         "Number formats and published recipes",

@@ -1,0 +1,79 @@
+"""Every network on every target: exactness, coverage, speed beside float, size."""
+
+from pathlib import Path
+from typing import Any
+
+import halfstep as hs
+from benchmarks import images, networks
+from benchmarks.cifar10_example import resnet
+
+NETWORKS = {
+    "ResNet-20": "trained, CIFAR-10",
+    "ResNet-18": "random weights, photos",
+    "MobileNetV2": "random weights, photos",
+    "EfficientNet-Lite0": "trained, photos",
+    "MiniLM": "trained, sentences",
+    "ViT": "DeiT-Tiny's size, random weights, photos",
+}
+_BUILT = {
+    "ResNet-18": "resnet18",
+    "MobileNetV2": "mobilenet_v2",
+    "EfficientNet-Lite0": "efficientnet_lite0",
+    "MiniLM": "minilm",
+    "ViT": "vit_tiny",
+}
+SAMPLES = 64
+
+
+def conformance(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """64 inputs to calibrate on; the same ones are compared, code for code."""
+    rows = []
+    for network, what in NETWORKS.items():
+        model, data = _network(network, shared, work)
+        for found in hs.conformance(model, data, verify_samples=SAMPLES):
+            rows.append({"network": network, "what": what, **_row(found)})
+            print(f"{network}: {rows[-1]}", flush=True)
+    return rows
+
+
+def _network(name: str, shared: Path, work: Path) -> tuple[Any, list[Any]]:
+    if name == "ResNet-20":
+        model = resnet.resnet20(shared / "resnet20_cifar10.safetensors")
+        train = images.cifar10(images.cifar10_folder(work), "train", batch=16)[:SAMPLES]
+        return model, [(batch,) for batch, _ in train]
+    model = networks.build(_BUILT[name])
+    if name == "MiniLM":
+        return model, [networks.tokenized_sentences(16, first) for first in range(0, SAMPLES, 16)]
+    photos = images.imagenet(shared, work, batch=16)[:SAMPLES]
+    return model, [(batch,) for batch, _ in photos]
+
+
+def _row(found: hs.Conformance) -> dict[str, Any]:
+    row: dict[str, Any] = {"target": found.target, "bytes": found.size, "note": found.note}
+    if found.gain is not None:
+        row |= {
+            "of_float": found.gain.integer_seconds / found.gain.float_seconds,
+            "ms": 1000 * found.gain.integer_seconds,
+        }
+    if found.verdict is None:
+        return row
+    verdict = found.verdict
+    return row | {
+        "status": str(verdict.status),
+        "samples": verdict.samples,
+        "sites": len(verdict.comparable),
+        "uncounted": len(verdict.sites) - len(verdict.comparable),
+        "codes": sum(site.compared for site in verdict.comparable),
+        "mismatches": verdict.mismatches,
+        "largest": max((site.largest for site in verdict.comparable), default=0),
+        "coverage": verdict.integer_in_runtime,
+        "floats": kinds(verdict),
+    }
+
+
+def kinds(verdict: hs.Verdict) -> str:
+    """How many operations are not on integer kernels, for each reason."""
+    counts: dict[str, int] = {}
+    for reason in verdict.floats.values():
+        counts[reason] = counts.get(reason, 0) + 1
+    return "; ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
