@@ -108,7 +108,7 @@ _ACCURACY = {
 _CONFORMANCE = (
     "One model on every target, each calibrated (min-max) on 64 samples and compared code for code "
     "on them, at every site that the runtime can show and at the outputs of the file as it will be "
-    "deployed. *Largest* is the largest distance of two codes. Sites straight behind a float kernel "
+    "deployed. *Largest* is the largest distance of two codes. Sites behind a float kernel "
     "are not counted. *Of float* is the time of one sample as a share of the float model's in the "
     "same runtime, from the same exporter; two cores, other work beside. What a target refuses, it "
     "refuses by name. The engine's targets (`reference`) have no artifact. Written by `python -m "
