@@ -73,9 +73,14 @@ def main() -> None:
         begin = time.perf_counter()
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows = SECTIONS[name](asked.shared, WORK)
-        results[name] = {"date": str(date.today()), "versions": versions(), "rows": rows}
+        results[name] = {
+            "date": str(date.today()),
+            "machine": processor(),
+            "versions": versions(),
+            "rows": rows,
+        }
         write_atomically(store, json.dumps(results, indent=1).encode())
-        text = page.render(results, processor())
+        text = page.render(results)
         write_atomically(REPOSITORY / "docs" / "results.md", text.encode())
         write_atomically(
             REPOSITORY / "docs" / "conformance.md", page.conformance_page(results).encode()

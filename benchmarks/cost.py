@@ -123,7 +123,10 @@ def peer_quantization(shared: Path, work: Path) -> list[dict[str, Any]]:
     )
     rows.append({"tool": "nncf", "method": "default", **found})
     baseline = forward(networks.build(NETWORK), photos)
-    return [row | {"forward": baseline, "ratio": row["seconds"] / baseline} for row in rows]
+    for row in rows:
+        del row["file"]
+        row.update(forward=baseline, ratio=row["seconds"] / baseline)
+    return rows
 
 
 def artifacts(shared: Path, work: Path) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ from typing import Any
 Rows = Sequence[Mapping[str, Any]]
 
 
-def render(results: Mapping[str, Any], processor: str) -> str:
+def render(results: Mapping[str, Any]) -> str:
     """The whole page; a section that was not measured says so."""
-    parts = ["# Results", "", _INTRODUCTION, "", f"Machine: {processor}.", ""]
+    parts = ["# Results", "", _INTRODUCTION, ""]
     for name, (title, text, columns) in _SECTIONS.items():
         parts += [f"## {title}", "", text, ""]
         if name in results:
@@ -51,7 +51,7 @@ def conformance_page(results: Mapping[str, Any]) -> str:
 
 def _measured(section: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
-    return f"Measured {section['date']} with {listed}."
+    return f"Measured {section['date']} on {section['machine']}, with {listed}."
 
 
 def table(rows: Rows, columns: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> list[str]:
