@@ -47,8 +47,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "lower": PLAIN | {"core", "quant", "graph", "program", "functions"},
     "pair_repair": PLAIN | {"core", "quant", "graph", "program", "lower"},
     "verify": PLAIN | {"core", "program", "runtimes", "data"},
+    "golden": PLAIN | {"core", "program", "formats", "data"},
     # on top
     "images": PLAIN,
+    "origin": PLAIN | {"data"},
+    "lock": PLAIN | {"graph", "origin", "program", "ptq"},
     "simulate": PLAIN | {"graph", "lower", "program"},
     "quantize": EVERYTHING,
     "result": EVERYTHING,
@@ -60,6 +63,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYTHING,
     "cli": EVERYTHING,
     "cli_analyze": EVERYTHING,
+    "cli_export": EVERYTHING,
     "halfstep": EVERYTHING,
 }
 """What each unit may import beside itself."""
@@ -73,6 +77,7 @@ WITHOUT_TORCH = PLAIN | {
     "targets",
     "data",
     "verify",
+    "golden",
 }
 STANDARD_LIBRARY_ONLY = frozenset({"errors", "catalog"})
 TORCH_BACKEND = "program/backends/torch*.py"

@@ -1,4 +1,4 @@
-"""The command line: ``halfstep quantize | plan | analyze | verify | prove | list | demo``."""
+"""The command line: ``halfstep quantize | plan | analyze | verify | export | prove | ...``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +9,14 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from halfstep.cli_analyze import analyze
+from halfstep.cli_export import export
 from halfstep.data import example_of
 from halfstep.errors import DataError, HalfstepError
 from halfstep.graph.capture import capture
 from halfstep.graph.planner import make_plan
 from halfstep.images import Preprocessing
 from halfstep.job import print_line, run_job
+from halfstep.lock import Lock
 from halfstep.options import (
     ActivationType,
     BatchSize,
@@ -24,6 +26,7 @@ from halfstep.options import (
     GroupSize,
     Mean,
     Model,
+    OptionalData,
     PerTensor,
     Pow2,
     Quiet,
@@ -39,14 +42,14 @@ from halfstep.options import (
     settings,
 )
 from halfstep.program.saturation import prove_sums
-from halfstep.program.serialize import load_program
+from halfstep.program.serialize import DESCRIPTION, load_program
 from halfstep.progress import on_terminal, silent
 from halfstep.quantize import peek
 from halfstep.recipes.choices import check_options
 from halfstep.report.coverage import planned_coverage
 from halfstep.report.listing import listing
 from halfstep.report.table import ending, verdict_text
-from halfstep.result import check_replaceable
+from halfstep.result import check_replaceable, versions
 from halfstep.saved import load_plan, model_stages, open_saved
 from halfstep.sources import load_data, load_model, samples_of
 from halfstep.verify import verify as run_verify
@@ -172,13 +175,15 @@ def plan(  # noqa: PLR0913 (one parameter an option)
 
 
 app.command()(analyze)
+app.command()(export)
 
 
 @app.command()
 def verify(  # noqa: PLR0913 (one parameter an option)
     *,
     saved: Annotated[Path, typer.Argument(help="a folder that quantize wrote, or its artifact")],
-    data: Data,
+    data: OptionalData = None,
+    lock: Annotated[Path | None, typer.Option(help="a lock.json that it must match")] = None,
     model: Annotated[str | None, typer.Option(help="the float model, to compare it too")] = None,
     weights: Weights = None,
     samples: Samples = None,
@@ -189,6 +194,12 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     quiet: Quiet = False,
 ) -> None:
     """Prove a saved artifact again, on other data or on another machine."""
+    if lock is not None and not _matches(Lock.load(lock), saved):
+        raise typer.Exit(1)
+    if data is None:
+        if lock is None:
+            raise DataError("verify: give --data to run it on, or a --lock to compare it with")
+        return
     opened = open_saved(saved)
     batches = load_data(data, preprocessing(size, mean, std, batch_size))
     compared = {}
@@ -207,6 +218,15 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     if compared and "fake-quantized" not in compared:
         print_line("no fake-quantized model: MODEL with the saved grids gives another program")
     raise typer.Exit(verdict.exit_code)
+
+
+def _matches(lock: Lock, saved: Path) -> bool:
+    """Print whether the files in ``saved`` are the locked ones, and which versions are not."""
+    difference = lock.first_difference(saved if (saved / DESCRIPTION).exists() else saved.parent)
+    print_line(f"lock: {difference or 'artifact, program and plan are the locked ones'}")
+    for line in lock.other_versions(versions()):
+        print_line(f"lock: {line}")
+    return not difference
 
 
 @app.command()
