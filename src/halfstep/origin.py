@@ -67,7 +67,7 @@ class DataHash:
         for place, (name, value) in enumerate(values):
             kind, shape, data = _numbers(value)
             self._hash.update(f"{name} {kind} {shape}\n".encode())
-            self._hash.update(data)
+            self._hash.update(data.data)
             self._samples += shape[0] if place == 0 and shape else 0
 
 

@@ -88,8 +88,8 @@ class Result:
             (folder / "verdict.json").write_text(json.dumps(proof, indent=1))
         page = report_page(self.program, self.verdict, self.journal, file, versions())
         (folder / "report.html").write_text(page, encoding="utf-8")
-        name = None if file is None else file[0]
-        lock = Lock.of(folder, self.program.target, name, self.origin, versions())
+        written = None if file is None else file[0]
+        lock = Lock.of(folder, self.program.target, written, self.origin, versions())
         (folder / LOCK).write_bytes(lock.to_bytes())
 
 

@@ -141,9 +141,15 @@ def _run(
         for file, value in zip([*inputs, *sites, *outputs], values, strict=True):
             file.add(value)
         samples += 1
-    parts = ([file.entry() for file in part] for part in (inputs, sites, outputs))
     hashes = {n: hashlib.sha256(data).hexdigest() for n, data in program_files(program).items()}
-    return Index(program.target, samples, *parts, hashes)
+    return Index(
+        program.target,
+        samples,
+        inputs=[file.entry() for file in inputs],
+        sites=[file.entry() for file in sites],
+        outputs=[file.entry() for file in outputs],
+        program=hashes,
+    )
 
 
 class _ValueFile:
