@@ -47,8 +47,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "lower": PLAIN | {"core", "quant", "graph", "program", "functions"},
     "pair_repair": PLAIN | {"core", "quant", "graph", "program", "lower"},
     "verify": PLAIN | {"core", "program", "runtimes", "data"},
+    "golden": PLAIN | {"core", "program", "formats", "data"},
     # on top
     "images": PLAIN,
+    "origin": PLAIN | {"data"},
+    "lock": PLAIN | {"graph", "origin", "program", "ptq"},
     "simulate": PLAIN | {"graph", "lower", "program"},
     "quantize": EVERYTHING,
     "result": EVERYTHING,
@@ -61,6 +64,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYTHING,
     "cli": EVERYTHING,
     "cli_analyze": EVERYTHING,
+    "cli_export": EVERYTHING,
     "cli_verify": EVERYTHING,
     "halfstep": EVERYTHING,
 }
@@ -75,6 +79,7 @@ WITHOUT_TORCH = PLAIN | {
     "targets",
     "data",
     "verify",
+    "golden",
 }
 STANDARD_LIBRARY_ONLY = frozenset({"errors", "catalog"})
 TORCH_BACKEND = "program/backends/torch*.py"

@@ -56,6 +56,7 @@ ANY = "onnxruntime_any"
 NORMALIZED = ["--mean", "0.5,0.4,0.3", "--std", "0.25"]
 SAVED_FILES = {
     "encodings.json",
+    "lock.json",
     "model.onnx",
     "plan.yaml",
     "program.json",

@@ -17,6 +17,7 @@ PROGRAM = {
     "program.safetensors",
     "program.txt",
     "encodings.json",
+    "lock.json",
     "plan.yaml",
     "report.html",
 }

@@ -18,6 +18,7 @@ from halfstep.core.qtype import QType
 from halfstep.core.spec import QuantSpec
 from halfstep.errors import HalfstepError
 from halfstep.export.verb import export
+from halfstep.golden.vectors import write_golden
 from halfstep.graph.calibrate import calibrate
 from halfstep.graph.capture import Graph, capture
 from halfstep.graph.insert import QuantizedModel, prepare
@@ -69,4 +70,5 @@ __all__ = [
     "search",
     "simulate",
     "verify",
+    "write_golden",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``halfstep quantize | plan | analyze | verify | prove | list | demo``."""
+"""The command line: ``halfstep quantize | plan | analyze | verify | export | prove | ...``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from halfstep.cli_analyze import analyze
+from halfstep.cli_export import export
 from halfstep.cli_verify import prove, verify
 from halfstep.data import example_of
 from halfstep.errors import DataError, HalfstepError
@@ -168,6 +169,7 @@ def plan(  # noqa: PLR0913 (one parameter an option)
 
 
 app.command()(analyze)
+app.command()(export)
 
 
 app.command()(verify)

@@ -13,10 +13,11 @@ from halfstep.conformance import conformance
 from halfstep.data import example_of
 from halfstep.errors import DataError
 from halfstep.job import print_line
+from halfstep.lock import Lock
 from halfstep.options import (
     BatchSize,
-    Data,
     Mean,
+    OptionalData,
     Quiet,
     Samples,
     Size,
@@ -25,11 +26,12 @@ from halfstep.options import (
     preprocessing,
 )
 from halfstep.program.saturation import prove_sums
-from halfstep.program.serialize import load_program
+from halfstep.program.serialize import DESCRIPTION, load_program
 from halfstep.progress import on_terminal, silent
 from halfstep.quantize import peek
 from halfstep.report.conformance import conformance_table
 from halfstep.report.table import ending, verdict_text
+from halfstep.result import versions
 from halfstep.saved import model_stages, open_saved
 from halfstep.sources import load_data, load_model, samples_of
 from halfstep.verify import verify as run_verify
@@ -40,7 +42,8 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     saved: Annotated[
         Path | None, typer.Argument(help="a folder that quantize wrote, or its artifact")
     ] = None,
-    data: Data,
+    data: OptionalData = None,
+    lock: Annotated[Path | None, typer.Option(help="a lock.json that it must match")] = None,
     model: Annotated[str | None, typer.Option(help="the float model, to compare it too")] = None,
     all_targets: Annotated[
         bool, typer.Option("--all-targets", help="quantize --model for each target, and prove it")
@@ -54,10 +57,16 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     quiet: Quiet = False,
 ) -> None:
     """Prove a saved artifact again, on other data or on another machine; or all targets."""
-    if all_targets and (saved is not None or model is None):
+    if all_targets and (saved is not None or model is None or data is None):
         raise DataError("verify --all-targets: it takes --model and --data, and no saved folder")
     if saved is None and not all_targets:
         raise DataError("verify: give a folder that quantize wrote, or --all-targets and --model")
+    if lock is not None and saved is not None and not _matches(Lock.load(lock), saved):
+        raise typer.Exit(1)
+    if data is None:
+        if lock is None:
+            raise DataError("verify: give --data to run it on, or a --lock to compare it with")
+        return
     batches = load_data(data, preprocessing(size, mean, std, batch_size))
     if saved is None:
         assert model is not None
@@ -79,6 +88,15 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     if compared and "fake-quantized" not in compared:
         print_line("no fake-quantized model: MODEL with the saved grids gives another program")
     raise typer.Exit(verdict.exit_code)
+
+
+def _matches(lock: Lock, saved: Path) -> bool:
+    """Print whether the files in ``saved`` are the locked ones, and which versions are not."""
+    difference = lock.first_difference(saved if (saved / DESCRIPTION).exists() else saved.parent)
+    print_line(f"lock: {difference or 'artifact, program and plan are the locked ones'}")
+    for line in lock.other_versions(versions()):
+        print_line(f"lock: {line}")
+    return not difference
 
 
 def prove(

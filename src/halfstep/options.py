@@ -18,6 +18,9 @@ Model = Annotated[
 Data = Annotated[
     str, typer.Option(metavar="DATA", help="image folder, .npz file, or callable as for MODEL")
 ]
+OptionalData = Annotated[
+    str | None, typer.Option(metavar="DATA", help="as for quantize; not needed with --lock")
+]
 Weights = Annotated[Path | None, typer.Option(help="safetensors file for MODEL")]
 TargetName = Annotated[str, typer.Option("--target", help="see: halfstep list targets")]
 WeightType = Annotated[str | None, typer.Option(help="such as int8_narrow or int4")]

@@ -20,6 +20,7 @@ from halfstep.graph.eager import original
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.lower import lower
+from halfstep.origin import DataHash, Origin
 from halfstep.pair_repair import repair_facts, repair_pair_sums
 from halfstep.program.ir import IntProgram
 from halfstep.progress import Progress, silent
@@ -67,16 +68,12 @@ def quantize(
     head, whole = peek(data)
     held = _Held(verify_samples)
     example = example_of(head, model.forward, torch.as_tensor)
-    stream = held.watch(whole)
+    hashed = DataHash()
+    stream = hashed.watch(held.watch(whole))
     quantized: QuantizedModel = run(
-        model,
-        example,
-        stream,
-        target=target,
-        journal=journal,
-        progress=progress,
-        **choices,
+        model, example, stream, target=target, journal=journal, progress=progress, **choices
     )
+    origin = Origin(recipe, choices, hashed.found())
     held.complete(stream)
     if table.pair_sum_bits is not None:
         with journal.step("pair sums") as record:
@@ -84,11 +81,11 @@ def quantize(
     with journal.step("lower"):
         program = lower(quantized)
     if table.export is None:
-        return Result(quantized, program, None, None, journal)
+        return Result(quantized, program, None, None, journal, origin)
     runs = table.run is not None and verify_samples > 0
     compared = stages(model, quantized) if runs else None
     artifact, verdict = _proven(program, table, held, compared, journal)
-    return Result(quantized, program, artifact, verdict, journal)
+    return Result(quantized, program, artifact, verdict, journal, origin)
 
 
 def _proven(

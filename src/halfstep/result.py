@@ -13,6 +13,8 @@ from halfstep.errors import ExportError
 from halfstep.files import Contents, size_of, write_contents, write_folder_atomically
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
+from halfstep.lock import LOCK, PLAN, Lock
+from halfstep.origin import Origin
 from halfstep.program.ir import IntProgram
 from halfstep.program.serialize import ARRAYS, DESCRIPTION, save_program
 from halfstep.report.page import report_page
@@ -24,9 +26,10 @@ _FILES = frozenset(
         ARRAYS,
         "program.txt",
         "encodings.json",
-        "plan.yaml",
+        PLAN,
         "verdict.json",
         "report.html",
+        LOCK,
     }
 )
 _PACKAGES = ("halfstep", "torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
@@ -44,6 +47,7 @@ class Result:
             ``None`` if the target has none.
         verdict: program against artifact; ``None`` if nothing was verified.
         journal: what was done, for how long.
+        origin: recipe, choices and data, for the lock; ``None`` if nobody says.
     """
 
     model: QuantizedModel
@@ -51,6 +55,7 @@ class Result:
     artifact: tuple[str, Contents] | None
     verdict: Verdict | None
     journal: Journal
+    origin: Origin | None = None
 
     def __repr__(self) -> str:
         found = "not verified" if self.verdict is None else str(self.verdict).partition("\n")[0]
@@ -60,8 +65,8 @@ class Result:
         """Write the artifact and what explains it into ``folder``, which is replaced as a whole.
 
         Beside the artifact: the program (``program.json`` and ``program.safetensors``, and for
-        people ``program.txt``), ``encodings.json``, ``plan.yaml``, ``verdict.json`` and, for
-        people, ``report.html``.
+        people ``program.txt``), ``encodings.json``, ``plan.yaml``, ``verdict.json``,
+        ``lock.json`` and, for people, ``report.html``.
 
         Raises:
             ExportError: the folder cannot be written, or holds other files; what stood there
@@ -78,13 +83,16 @@ class Result:
             file = name, size_of(contents)
         save_program(self.program, folder)
         (folder / "encodings.json").write_text(json.dumps(encodings(self.program), indent=1))
-        self.model.plan.save(folder / "plan.yaml")
+        self.model.plan.save(folder / PLAN)
         (folder / "program.txt").write_text(f"{self.program}\n")
         if self.verdict is not None:
             proof = {"versions": versions(), **self.verdict.to_dict()}
             (folder / "verdict.json").write_text(json.dumps(proof, indent=1))
         page = report_page(self.program, self.verdict, self.journal, file, versions())
         (folder / "report.html").write_text(page, encoding="utf-8")
+        written = None if file is None else file[0]
+        lock = Lock.of(folder, self.program.target, written, self.origin, versions())
+        (folder / LOCK).write_bytes(lock.to_bytes())
 
 
 def check_replaceable(folder: Path) -> None:

@@ -96,6 +96,8 @@ class Target:
             engine alone.
         export: ``"module:function"`` that writes the artifact from a program.
         run: ``"module:function"`` that opens the artifact for running.
+        in_memory: ``"module:function"`` that says, for a program, how the artifact holds the codes
+            of each site; ``None`` if nothing but the program's own order is known.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Target:
     artifact: str | None = None
     export: str | None = None
     run: str | None = None
+    in_memory: str | None = None
     fused_activations: frozenset[str] = field(default_factory=lambda: frozenset({"relu", "clamp"}))
 
     def __post_init__(self) -> None:

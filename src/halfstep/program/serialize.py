@@ -38,10 +38,15 @@ def save_program(program: IntProgram, folder: str | Path) -> None:
     Raises:
         ExportError: the folder cannot be written.
     """
+    for name, data in program_files(program).items():
+        write_atomically(Path(folder) / name, data)
+
+
+def program_files(program: IntProgram) -> dict[str, bytes]:
+    """The two files of ``program``, by name; the same bytes for the same program."""
     description, arrays = describe(program)
-    write_atomically(Path(folder) / ARRAYS, save(arrays))
     text = json.dumps(description, allow_nan=False)
-    write_atomically(Path(folder) / DESCRIPTION, text.encode())
+    return {ARRAYS: save(arrays), DESCRIPTION: text.encode()}
 
 
 def load_program(folder: str | Path) -> IntProgram:

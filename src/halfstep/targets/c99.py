@@ -95,4 +95,5 @@ TARGET = Target(
     artifact="c99",
     export="halfstep.export.c99.writer:export",
     run="halfstep.runtimes.cc:CModel",
+    in_memory="halfstep.export.c99.writer:in_memory",
 )

@@ -27,6 +27,7 @@ from halfstep.export.c99.numbers import stored_offset
 from halfstep.export.c99.ports import Port, input_ports, output_ports
 from halfstep.export.c99.walks import order_of
 from halfstep.files import write_folder_atomically
+from halfstep.formats.in_memory import InMemory
 from halfstep.program.ir import IntProgram
 
 MANIFEST = "sites.json"
@@ -55,6 +56,21 @@ def export(program: IntProgram, path: str | Path, name: str = "model") -> None:
 
 def to_files(program: IntProgram, name: str = "model") -> dict[str, str]:
     """The text of every file of ``program``."""
+    draft, ports = _drafted(program, name)
+    placed = place([step.use for step in draft.steps], [draft.read(p.source) for p in ports[1]])
+    return {**_sources(draft, ports, placed), **_reports(draft, ports, placed)}
+
+
+def in_memory(program: IntProgram) -> dict[str, InMemory]:
+    """How the model holds the codes of every site, in the order in which it shows them."""
+    return {
+        site["name"]: InMemory(tuple(site["order"]), site["offset"], "int8")
+        for site in manifest(*_drafted(program, "model"))["sites"]
+    }
+
+
+def _drafted(program: IntProgram, name: str) -> tuple[Draft, tuple[list[Port], list[Port]]]:
+    """Every operation as calls, and what goes in and comes out."""
     draft = Draft(program, model_name(name))
     ports = input_ports(draft), output_ports(draft)
     for op in program.ops:
@@ -69,8 +85,7 @@ def to_files(program: IntProgram, name: str = "model") -> dict[str, str]:
         EMITTERS[op.kind](draft, op)
     for port in ports[1]:
         draft.read(port.source)
-    placed = place([step.use for step in draft.steps], [draft.read(p.source) for p in ports[1]])
-    return {**_sources(draft, ports, placed), **_reports(draft, ports, placed)}
+    return draft, ports
 
 
 def _check_edge(program: IntProgram, output: str, kind: str) -> None:

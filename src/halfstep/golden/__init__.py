@@ -1,0 +1,1 @@
+"""Codes of every site for a few samples, in files that firmware can test itself against."""
