@@ -1,6 +1,7 @@
 """Addition, subtraction, multiplication and tables of codes."""
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,7 +17,7 @@ Pair = Callable[[Array, Array], Array]
 _MOST_PAIRS = 2**16
 
 
-def _binary(table: dict[str, Callable[..., Array]]) -> Kernel:
+def _binary(table: Mapping[str, Callable[..., Array]]) -> Kernel:
     def kernel(setup: Setup) -> Step:
         formula = table[setup.op.formula or ""]
         a, b, y = setup.grid(0), setup.grid(1), setup.out_grid
@@ -61,7 +62,7 @@ def _saturated(setup: Setup, codes: Array) -> Array:
     return np.clip(codes, low, high).astype(setup.out.dtype)
 
 
-add = _binary(ADD | fake_quantize.ADD)
+add = _binary(ChainMap(ADD, fake_quantize.ADD))
 sub = _binary(SUB)
 mul = _binary(MUL)
 
