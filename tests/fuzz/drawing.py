@@ -254,7 +254,7 @@ def networks(draw: Draw) -> Network:
             shape = result_shape(step, [shapes[index] for index in step.reads])
         except (RuntimeError, ValueError):
             continue  # torch itself refuses the combination, such as an empty pool
-        if 0 < math.prod(shape) <= LARGEST_VALUE and len(shape) <= 4:
+        if 0 < math.prod(shape) <= LARGEST_VALUE and 1 <= len(shape) <= 4:
             steps.append(step)
             shapes.append(shape)
     if not steps:

@@ -69,7 +69,7 @@ class _Trail:
 
     stage: str = "capture"
     plan: str = ""
-    sites: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     reached: Reached = frozenset()
 
 
@@ -87,7 +87,7 @@ def attempt(network: Network, target: str, graph: hs.Graph | None = None) -> Out
     except CaptureError as error:
         return Outcome("refused", "capture", str(error))
     except REFUSALS as error:
-        by_name = trail.stage != "verify" and _names(str(error), trail.sites)
+        by_name = trail.stage != "verify" and _names(str(error), trail.names)
         words = f"{type(error).__name__}: {error}"
         status = "refused" if by_name else "disagrees"
         return Outcome(status, trail.stage, words, trail.reached, trail.plan)
@@ -96,14 +96,14 @@ def attempt(network: Network, target: str, graph: hs.Graph | None = None) -> Out
         return Outcome("disagrees", trail.stage, words, trail.reached, trail.plan)
 
 
-def _names(message: str, sites: tuple[str, ...]) -> bool:
+def _names(message: str, names: tuple[str, ...]) -> bool:
     """Whether a message says which site or operation it is about."""
-    return any(site in message or site.rpartition(":")[0] in message for site in sites)
+    return any(name in message for name in names)
 
 
 def _compared(network: Network, target: str, graph: hs.Graph, trail: _Trail) -> Outcome:
     table: Target = find("target", target)
-    trail.stage, trail.sites = "plan", _sites(graph)
+    trail.stage, trail.names = "plan", _names_of(graph)
     plan = hs.make_plan(graph, target, **_choices(network, table))
     trail.plan = str(plan)
     trail.stage = "prepare"
@@ -129,9 +129,10 @@ def _compared(network: Network, target: str, graph: hs.Graph, trail: _Trail) -> 
     return Outcome(status, trail.stage, str(verdict), trail.reached, trail.plan)
 
 
-def _sites(graph: hs.Graph) -> tuple[str, ...]:
+def _names_of(graph: hs.Graph) -> tuple[str, ...]:
+    """Its sites and its operations."""
     units = find_units(graph.module, frozenset({"relu", "clamp"}))
-    return tuple({*units.sites.values(), *(unit.out for unit in units.units)})
+    return tuple({*units.sites.values(), *(unit.name for unit in units.units)})
 
 
 def _choices(network: Network, target: Target) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from halfstep.core import tables
 from halfstep.core.target import always
 from halfstep.targets import litert_ref
 
-# Ratios of scales that XNNPACK takes: from the first to below the second. LiteRT's optimized kernels
+# Ratios of scales that XNNPACK takes: the first to below the second. LiteRT's optimized kernels
 # run what it does not take, by formulas that were not found.
 _OF_A_SUM = (2.0**-10, 2.0**8)
 _OF_A_PRODUCT = (2.0**-16, 2.0**8)
