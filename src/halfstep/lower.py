@@ -218,8 +218,9 @@ class _Lowering:
         )
 
     def _refuse_scales(self, unit: Unit, rule: OpRule) -> None:
-        scales = [float(self._grid(node).scale) for node in unit.inputs if self._has_codes(node)]
-        refusal = rule.refuses_scales(scales, float(self._grid(unit.tail).scale))
+        nodes = [node for node in (*unit.inputs, unit.weight) if node is not None]
+        scales = [float(self._grid(node).scale.max()) for node in nodes if self._has_codes(node)]
+        refusal = rule.refuses_scales(unit.facts, scales, float(self._grid(unit.tail).scale))
         if refusal:
             raise LowerError(
                 f"{unit.out}: {unit.kind}: {refusal}. Change the ranges of its inputs or of its "

@@ -193,6 +193,8 @@ OPTIONS: dict[str, Callable[[Draw, Shape], Options]] = {
     "expand": lambda draw, shape: {"times": draw(st.integers(1, 3))} if len(shape) < 4 else None,
     "upsample": _upsample,
 }
+# Thirteen functions in one kind: as often as several.
+_KINDS = (*OPTIONS, *["activation"] * 3, *["binary"] * 2)
 _OF_TWO = ("binary", "concat", "matmul")
 
 
@@ -217,7 +219,7 @@ def _partners(kind: str, options: dict[str, Any], shapes: list[Shape], first: in
 def _step(draw: Draw, shapes: list[Shape], n_words: int) -> Step | None:
     usable = range(n_words, len(shapes))
     first = usable[-1 - draw(st.sampled_from((0, 0, 0, 1, 2))) % len(usable)]
-    kind = _one_of(draw, *OPTIONS)
+    kind = _one_of(draw, *_KINDS)
     options = OPTIONS[kind](draw, shapes[first])
     if options is None:
         return None

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 # A model in C is compiled four times for one verdict, which takes as long as ten other runs.
 COMPILED = ("c99", "c99_fixed")
-SHARES = ((120, False), (20, True))
+SHARES = ((130, False), (20, True))
 
 
 @pytest.fixture(scope="module")

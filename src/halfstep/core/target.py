@@ -35,9 +35,9 @@ def always(facts: OpFacts) -> str:
     return ""
 
 
-def any_scales(inputs: Sequence[float], output: float) -> str:
+def any_scales(facts: OpFacts, operands: Sequence[float], output: float) -> str:
     """Accept all scales."""
-    del inputs, output
+    del facts, operands, output
     return ""
 
 
@@ -58,9 +58,9 @@ class OpRule:
         table: for a function of one code, what the kernel computes: ``(codes, grid of the input,
             grid of the output, **attributes)`` to unbounded codes; ``None`` if that is the
             float32 function, quantized.
-        refuses_scales: given the scales of the inputs and of the output, the reason why the kernel
-            does not take them, or "". They are known when the program is made, not when it is
-            planned.
+        refuses_scales: given the scales of the inputs, with the largest of the weight behind them,
+            and that of the output, the reason why the kernel does not take them, or "". They are
+            known when the program is made, not when it is planned.
     """
 
     execution: Execution
@@ -71,7 +71,7 @@ class OpRule:
     scaled: str | None = None
     one_grid: bool = False
     table: Callable[..., Any] | None = None
-    refuses_scales: Callable[[Sequence[float], float], str] = any_scales
+    refuses_scales: Callable[[OpFacts, Sequence[float], float], str] = any_scales
 
 
 @dataclass(frozen=True)
