@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check fuzz bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ check: $(INSTALLED) ## format, lint, types, import directions, line budget, exam
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict src
 	$(PYTEST) tests/test_layers.py tests/test_docs.py
+
+fuzz: $(INSTALLED) ## 10,000 random networks through every target: disagreements are written to fuzz/
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --networks 10000
 
 bench: $(INSTALLED) .venv/.benchmarks ## run the benchmarks, peers included: about an hour
 	$(BIN)/python -m benchmarks

@@ -14,7 +14,7 @@ from torch import fx
 from halfstep.catalog import find
 from halfstep.core.execution import Execution
 from halfstep.core.grid import Affine
-from halfstep.core.target import Target
+from halfstep.core.target import OpRule, Target
 from halfstep.errors import LowerError
 from halfstep.functions import TABLES
 from halfstep.graph.insert import QuantizedModel
@@ -191,6 +191,7 @@ class _Lowering:
             self._codes(node) if codes else self._real(node)
             for node, codes in zip(unit.inputs, reads_codes, strict=True)
         ]
+        self._refuse_scales(unit, rule)
         kind, attrs = unit.kind, dict(unit.attrs)
         if kind == "add" and shape_of(unit.inputs[0]) != shape_of(unit.tail):
             # The order decides rounding, and a runtime may put a repeated operand second.
@@ -215,6 +216,16 @@ class _Lowering:
                 rule.reason,
             )
         )
+
+    def _refuse_scales(self, unit: Unit, rule: OpRule) -> None:
+        nodes = [node for node in (*unit.inputs, unit.weight) if node is not None]
+        scales = [float(self._grid(node).scale.max()) for node in nodes if self._has_codes(node)]
+        refusal = rule.refuses_scales(unit.facts, scales, float(self._grid(unit.tail).scale))
+        if refusal:
+            raise LowerError(
+                f"{unit.out}: {unit.kind}: {refusal}. Change the ranges of its inputs or of its "
+                f"output, or keep it in float with plan.keep_float({unit.name!r})"
+            )
 
     def _scaled_unit(self, unit: Unit) -> None:
         inputs = [self._codes(node) for node in unit.inputs]

@@ -34,6 +34,7 @@ Codes = NDArray[np.int64]
 Reals = NDArray[np.float32]
 F = np.float32
 _INT16 = (-(2**15), 2**15 - 1)
+_LARGEST_SHIFT = 15
 
 
 def relu_double_rounding(codes: Codes, source: Affine, out: Affine) -> Codes:
@@ -58,11 +59,23 @@ def leaky_relu_eight_bits(codes: Codes, source: Affine, out: Affine, slope: floa
     return ((steps * np.where(steps >= 0, above, below) + 128) >> 8) + int(out.zero_point)
 
 
+def hardswish_has_operator(source: Affine, out: Affine) -> bool:
+    """Whether LiteRT's operator computes hard-swish on these grids.
+
+    It refuses to shift its product left, and shifts of 16 bits and more do not exist in an int16.
+    """
+    (_, output_shift), (_, relu_shift) = _hardswish_multipliers(source, out)
+    return -_LARGEST_SHIFT <= output_shift <= 0 and abs(relu_shift) <= _LARGEST_SHIFT
+
+
 def hardswish_sixteen_bits(codes: Codes, source: Affine, out: Affine) -> Codes:
-    """LiteRT: ``x * min(max(x + 3, 0), 6) / 6`` in 16-bit fixed point, steps times 2^7."""
-    fine = F(1 / 128) * F(source.scale)
-    to_output, output_shift = _sixteen_bits(F(fine / F(out.scale)))
-    to_relu, relu_shift = _sixteen_bits(F(fine / F(3 / 32768)))
+    """LiteRT: ``x * min(max(x + 3, 0), 6) / 6`` in 16-bit fixed point, steps times 2^7.
+
+    Where its operator does not take the grids the codes are looked up, and are those of float32.
+    """
+    if not hardswish_has_operator(source, out):
+        return _rounded(codes, source, out, lambda x: x * np.clip(x + F(3), F(0), F(6)) / F(6))
+    (to_output, output_shift), (to_relu, relu_shift) = _hardswish_multipliers(source, out)
     steps = (codes - int(source.zero_point)) * 128
     on_output = _high_multiply(steps, to_output)
     # A number from -1 to 1 for inputs from -3 to 3; the last bit is shifted after the product.
@@ -124,6 +137,12 @@ def _rescaled(steps: Codes, ratio: np.float32) -> Codes:
     q, shift = fixed_point_multiplier(np.float64(ratio))
     found: Codes = multiply_double_rounding(steps, np.asarray(q), np.asarray(shift))
     return found
+
+
+def _hardswish_multipliers(source: Affine, out: Affine) -> tuple[tuple[int, int], tuple[int, int]]:
+    """From steps times 2^7 to the output's grid, and to a number from -3 to 3."""
+    fine = F(1 / 128) * F(source.scale)
+    return _sixteen_bits(F(fine / F(out.scale))), _sixteen_bits(F(fine / F(3 / 32768)))
 
 
 def _sixteen_bits(ratio: np.float32) -> tuple[int, int]:

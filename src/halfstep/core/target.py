@@ -1,6 +1,6 @@
 """A target as a table: which operations it runs how, on which types, by which formulas."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
@@ -41,6 +41,12 @@ def any_activation(spec: QuantSpec) -> str:
     return ""
 
 
+def any_scales(facts: OpFacts, operands: Sequence[float], output: float) -> str:
+    """Accept all scales."""
+    del facts, operands, output
+    return ""
+
+
 @dataclass(frozen=True)
 class OpRule:
     """How a target runs one kind of operation.
@@ -58,6 +64,9 @@ class OpRule:
         table: for a function of one code, what the kernel computes: ``(codes, grid of the input,
             grid of the output, **attributes)`` to unbounded codes; ``None`` if that is the
             float32 function, quantized.
+        refuses_scales: given the scales of the inputs, with the largest of the weight behind them,
+            and that of the output, the reason why the kernel does not take them, or "". They are
+            known when the program is made, not when it is planned.
     """
 
     execution: Execution
@@ -68,6 +77,7 @@ class OpRule:
     scaled: str | None = None
     one_grid: bool = False
     table: Callable[..., Any] | None = None
+    refuses_scales: Callable[[OpFacts, Sequence[float], float], str] = any_scales
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halfstep.core.grid import Affine
+from halfstep.core.tables import hardswish_has_operator
 from halfstep.export.litert_convolutions import CONVOLUTIONS
 from halfstep.export.litert_moves import MOVES
 from halfstep.export.litert_pools import POOLS
@@ -125,9 +126,7 @@ def _lookup(writer: "Writer", op: Op) -> None:
     """The runtime's own function where it has one, else its table."""
     function = op.attrs["function"]
     grid = writer.program.grid(op.output)
-    dictated = {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
-    needed = dictated.get(function)
-    if function in _FUNCTIONS and needed in (None, (float(grid.scale), int(grid.zero_point))):
+    if function in _FUNCTIONS and _has_operator(function, writer.program.grid(op.inputs[0]), grid):
         _FUNCTIONS[function](writer, op)
         return
     shape = writer.layouts[op.output].file_shape
@@ -142,6 +141,15 @@ def _lookup(writer: "Writer", op: Op) -> None:
     writer.file.operator("ADD", [codes, first], index, "AddOptions")
     table = writer.constant(writer.program.constant(op.inputs[1]), grid)
     writer.file.operator("GATHER", [table, index], writer.begin(op), "GatherOptions", axis=0)
+
+
+def _has_operator(function: str, source: Affine, out: Affine) -> bool:
+    """Whether the runtime's operator of a function takes these grids."""
+    if function == "hardswish":
+        return hardswish_has_operator(source, out)
+    dictated = {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
+    found = (float(out.scale), int(out.zero_point))
+    return dictated.get(function, found) == found
 
 
 def _leaky_relu(writer: "Writer", op: Op) -> None:

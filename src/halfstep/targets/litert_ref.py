@@ -7,7 +7,10 @@ descend from them. Speed is not their purpose.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from halfstep.core import tables
+from halfstep.core.elementwise import common_scale_ratios
 from halfstep.core.execution import BATCH, Execution
 from halfstep.core.qtype import INT8, INT8_NARROW
 from halfstep.core.spec import QuantSpec
@@ -60,6 +63,18 @@ def _short_rows(facts: OpFacts) -> str:
     )
 
 
+def _small_enough_sum(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
+    """The last multiplier of a sum has no shift to the left, and the kernel asserts it."""
+    del facts
+    scales = [np.float32(scale) for scale in (*inputs, output)]
+    if common_scale_ratios(*scales)[2] < 1:
+        return ""
+    return (
+        f"an input's scale is {max(inputs) / output:.3g} times the output's, and LiteRT ends the "
+        f"process from {2.0**19:.6g} on"
+    )
+
+
 def _no_kernel(what: str) -> OpRule:
     return OpRule(_FLOAT, reason=f"LiteRT {what}: float32 between codes")
 
@@ -69,8 +84,8 @@ RULES = {
     "conv_transpose": OpRule(_INTEGER, "double_rounding"),
     "linear": OpRule(_INTEGER, "single_rounding_away"),
     "matmul": OpRule(_INTEGER, "double_rounding_product"),
-    "add": OpRule(_INTEGER, "double_rounding"),
-    "sub": OpRule(_INTEGER, "double_rounding"),
+    "add": OpRule(_INTEGER, "double_rounding", refuses_scales=_small_enough_sum),
+    "sub": OpRule(_INTEGER, "double_rounding", refuses_scales=_small_enough_sum),
     "mul": OpRule(_INTEGER, "double_rounding"),
     "avg_pool": OpRule(_INTEGER, "half_away", refuses=_counts_as_asked, one_grid=True),
     "global_avg_pool": OpRule(_INTEGER, "double_rounding"),

@@ -7,20 +7,59 @@ products of activations, averages, softmax, GELU and hard-swish run on LiteRT's 
 for these compute what the table says.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from halfstep.core import tables
-from halfstep.core.target import always
+from halfstep.core.target import OpFacts, always
 from halfstep.targets import litert_ref
+
+# Ratios of scales that XNNPACK takes: the first to below the second. LiteRT's optimized kernels
+# run what it does not take, by formulas that were not found.
+_OF_A_SUM = (2.0**-10, 2.0**8)
+_OF_A_PRODUCT = (2.0**-16, 2.0**8)
+# It does not even open a file with more.
+_LARGEST_MULTIPLIER = 2.0**8
+
+
+def _sum_of_near_scales(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
+    del facts
+    ratios = [np.float32(scale) / np.float32(output) for scale in inputs]
+    return _refusal([float(ratio) for ratio in ratios], _OF_A_SUM, "an input's scale")
+
+
+def _product_of_near_scales(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
+    del facts
+    ratio = _multiplier(*inputs, output)
+    return _refusal([ratio], _OF_A_PRODUCT, "the product of its inputs' scales")
+
+
+def _small_multiplier(facts: OpFacts, operands: Sequence[float], output: float) -> str:
+    del facts
+    ratio = _multiplier(*operands, output)
+    limits = (0.0, _LARGEST_MULTIPLIER)
+    return _refusal([ratio], limits, "the product of its scales of input and weight")
+
+
+def _multiplier(first: float, second: float, output: float) -> float:
+    return float(np.float32(first) * np.float32(second) / np.float32(output))
+
+
+def _refusal(ratios: Sequence[float], limits: tuple[float, float], what: str) -> str:
+    low, high = limits
+    outside = [ratio for ratio in ratios if not low <= ratio < high]
+    if not outside:
+        return ""
+    return (
+        f"{what} is {outside[0]:.3g} times the output's, and XNNPACK takes {low:.3g} to below "
+        f"{high:.3g}"
+    )
+
 
 _RULES = litert_ref.RULES
 _FORMULAS = {
-    "conv": "float",
-    "conv_transpose": "float",
-    "linear": "float",
-    "add": "twenty_bits",
-    "sub": "twenty_bits",
-    "mul": "float",
     "global_avg_pool": "raw_codes",
     "mean": "raw_codes",
     "softmax": "reciprocal",
@@ -33,6 +72,13 @@ TARGET = replace(
     rules={
         **_RULES,
         **{kind: replace(_RULES[kind], formula=formula) for kind, formula in _FORMULAS.items()},
+        **{
+            kind: replace(_RULES[kind], formula="float", refuses_scales=_small_multiplier)
+            for kind in ("conv", "conv_transpose", "linear")
+        },
+        "add": replace(_RULES["add"], formula="twenty_bits", refuses_scales=_sum_of_near_scales),
+        "sub": replace(_RULES["sub"], formula="twenty_bits", refuses_scales=_sum_of_near_scales),
+        "mul": replace(_RULES["mul"], formula="float", refuses_scales=_product_of_near_scales),
         "softmax": replace(_RULES["softmax"], formula="reciprocal", refuses=always),
         "leaky_relu": replace(_RULES["leaky_relu"], table=tables.leaky_relu_eight_bits),
     },

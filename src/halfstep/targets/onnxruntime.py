@@ -5,6 +5,11 @@ is measured again by ``tests/runtimes``. CPUs with AVX2 but without VNNI saturat
 uint8 x int8 products and are not this target, but ``onnxruntime_any``.
 """
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
 from halfstep.core.execution import Execution
 from halfstep.core.qtype import INT8_NARROW, UINT8
 from halfstep.core.target import OpFacts, OpRule, Target
@@ -22,6 +27,20 @@ def _no_new_values(facts: OpFacts) -> str:
     return "padding with a value other than zero adds one that the grid may not hold" if new else ""
 
 
+def _multiplier_in_range(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
+    """The kernel ends with an error, when it runs, for other multipliers."""
+    count = math.prod(facts.shapes[0][2:])
+    multiplier = float(np.float32(inputs[0]) / (np.float32(output) * np.float32(count)))
+    low, high = _MEAN_MULTIPLIERS
+    if low <= multiplier < high:
+        return ""
+    return (
+        f"its input's scale over {count} values is {multiplier:.3g} times the output's, and ONNX "
+        f"Runtime takes {low:.3g} to below {high:.3g}"
+    )
+
+
+_MEAN_MULTIPLIERS = (2.0**-32, 2.0**8)
 _INTEGER, _COPY = Execution.INTEGER, Execution.COPY
 _BETWEEN = OpRule(Execution.DEQUANTIZED, reason=f"{_FLOAT_KERNEL}: float32 between codes")
 
@@ -33,7 +52,7 @@ RULES = {
     "mul": OpRule(_INTEGER, "offset_inside"),
     "sub": OpRule(Execution.DEQUANTIZED, "dequantized", f"{_FLOAT_KERNEL}: float32 between codes"),
     "avg_pool": OpRule(_INTEGER, "dequantized", refuses=_plain_average),
-    "global_avg_pool": OpRule(_INTEGER, "divided_scale"),
+    "global_avg_pool": OpRule(_INTEGER, "divided_scale", refuses_scales=_multiplier_in_range),
     "softmax": OpRule(_INTEGER, "table", output_calibrator="unit_interval"),
     "sigmoid": OpRule(_INTEGER),
     "leaky_relu": OpRule(_INTEGER),

@@ -1,0 +1,65 @@
+"""Networks on which a target once did otherwise than the engine, as small as they got."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.fuzz.networks import Network, Step
+from tests.fuzz.trial import attempt
+
+pytest.importorskip("ai_edge_litert")
+pytestmark = pytest.mark.runtime
+LITERT = ("litert_ref", "litert_xnnpack")
+
+
+def activation(function: str, seed: int) -> Network:
+    step = Step("activation", (0,), {"function": function})
+    return Network(((3, 4, 4),), (step,), grids="ratios", seed=seed)
+
+
+@pytest.mark.parametrize("seed", [0, 9], ids=["finer", "coarser"])
+@pytest.mark.parametrize("target", LITERT)
+def test_a_hardswish_between_far_scales_is_looked_up(target: str, seed: int) -> None:
+    """LiteRT refused the file ("output_multiplier_exponent <= 0"), or was off by one everywhere."""
+    assert attempt(activation("hardswish", seed), target).status == "exact"
+
+
+def test_a_sum_that_ends_litert_s_process_is_refused_by_name() -> None:
+    """An assertion of the reference kernel: a multiplier that is not smaller than one."""
+    step = Step("binary", (0, 1), {"op": "add"})
+    network = Network(((3,), (3,)), (step,), grids="ratios")
+    found = [attempt(replace(network, seed=seed), "litert_ref") for seed in range(40)]
+    assert {outcome.status for outcome in found} == {"exact", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "options"),
+    [
+        ("linear", "litert_xnnpack", {"out_features": 5, "bias": True}),
+        ("global_pool", "onnxruntime", {}),
+    ],
+)
+def test_multipliers_that_a_runtime_does_not_take_are_refused_by_name(
+    kind: str, target: str, options: dict[str, Any]
+) -> None:
+    """XNNPACK did not open the file; ONNX Runtime opened it, and ended with an error in a run."""
+    network = Network(((3, 4, 4),), (Step(kind, (0,), options),), grids="ratios")
+    found = [attempt(replace(network, seed=seed), target) for seed in range(12)]
+    assert {outcome.status for outcome in found} == {"exact", "refused"}
+    refused = {outcome.found.partition(": ")[2] for outcome in found if outcome.status == "refused"}
+    assert all(words.startswith("steps.0:out: ") for words in refused)
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul"])
+def test_scales_that_xnnpack_does_not_take_are_refused_by_name(op: str) -> None:
+    """Kernels of LiteRT ran that compute by none of the formulas."""
+    network = Network(((3,), (3,)), (Step("binary", (0, 1), {"op": op}),), grids="ratios")
+    found = [attempt(replace(network, seed=seed), "litert_xnnpack") for seed in range(4)]
+    assert {outcome.status for outcome in found} <= {"exact", "refused"}
+    refused = [outcome.found for outcome in found if outcome.status == "refused"]
+    assert refused
+    for words in refused:
+        assert words.startswith(f"LowerError: steps.0:out: {op}: ")
+        assert "XNNPACK takes" in words
+        assert "plan.keep_float('steps.0')" in words

@@ -1,0 +1,82 @@
+"""Random networks through every target of the catalog: exact, within its bound, or refused by name.
+
+The networks are the same each time. Faults print as networks that can be pasted into a test; the
+command ``python -m tests.fuzz`` looks for more of them.
+"""
+
+import platform
+import shutil
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+
+from halfstep.catalog import find
+from halfstep.core import elementwise
+from tests.fuzz.hunt import hunt
+from tests.fuzz.networks import Network, Step
+from tests.fuzz.tally import Tally
+from tests.fuzz.trial import attempt, targets
+
+pytest.importorskip("ai_edge_litert")
+pytestmark = [
+    pytest.mark.runtime,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="measured on x86-64 only"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler"),
+]
+# A model in C is compiled four times for one verdict, which takes as long as ten other runs.
+COMPILED = ("c99", "c99_fixed")
+SHARES = ((130, False), (20, True))
+
+
+@pytest.fixture(scope="module")
+def tally() -> Tally:
+    total = Tally()
+    for n, compiled in SHARES:
+        names = [name for name in targets() if (name in COMPILED) == compiled]
+        total.merge(hunt(n, names, first_seed=1))
+    return total
+
+
+def test_every_target_agrees_with_the_engine_or_refuses_by_name(tally: Tally) -> None:
+    assert not tally.found, "\n\n".join(map(str, tally.found.values()))
+
+
+def test_at_least_500_runs(tally: Tally) -> None:
+    assert sum(tally.runs.values()) >= 500
+    for name in targets():
+        assert tally.compared(name) >= tally.networks / 20, f"{name}: {tally.runs}"
+
+
+def test_every_integer_rule_and_copy_is_reached(tally: Tally) -> None:
+    missing = {name: tally.missing(find("target", name)) for name in targets()}
+    missing = {name: kinds for name, kinds in missing.items() if name not in COMPILED and kinds}
+    assert missing == {}
+
+
+def test_a_wrong_formula_is_found_and_shrunk() -> None:
+    """An addition with the zero point outside of the rounding: wrong only on ties."""
+
+    def outside(*args: object) -> object:
+        *operands, zero = args
+        return elementwise.add_fused(*operands, 0) + zero
+
+    with patch.dict(elementwise.ADD, fused=outside):
+        found = hunt(60, ["onnxruntime"], first_seed=1).found
+    (fault,) = (found[key] for key in found if "add" in key[1])
+    assert len(fault.network.steps) == 1
+    assert "rounding: another formula" in fault.outcome.found
+
+
+def test_a_network_prints_as_what_makes_it_again() -> None:
+    network = Network((("words", 7, 3),), (Step("embedding", (0,), {"rows": 7, "columns": 2}),))
+    assert eval(repr(network)) == network
+    assert eval(repr(replace(network, seed=5))) != network
+
+
+def test_an_error_that_names_no_site_is_a_fault() -> None:
+    network = Network(((3,),), (Step("activation", (0,), {"function": "relu"}),))
+    with patch("tests.fuzz.trial.hs.lower", side_effect=KeyError("steps.0")):
+        outcome = attempt(network, "onnxruntime")
+    assert (outcome.status, outcome.stage) == ("disagrees", "lower")
+    assert outcome.found == "KeyError: 'steps.0'"
