@@ -66,7 +66,7 @@ def _short_rows(facts: OpFacts) -> str:
 def _small_enough_sum(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
     """The last multiplier of a sum has no shift to the left, and the kernel asserts it."""
     del facts
-    scales = [np.float32(scale) for scale in (*inputs, output)]
+    scales = [np.asarray(scale, np.float32) for scale in (*inputs, output)]
     if common_scale_ratios(*scales)[2] < 1:
         return ""
     return (
