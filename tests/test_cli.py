@@ -109,7 +109,7 @@ def test_quantize_proves_and_saves(quantized: Result, folder: Path) -> None:
     assert {path.name for path in (folder / "out").iterdir()} == SAVED_FILES
     verdict = json.loads((folder / "out" / "verdict.json").read_text())
     assert (verdict["status"], verdict["samples"]) == ("exact", 30)
-    assert f"written to {folder / 'out'}: encodings.json, model.onnx" in quantized.output
+    assert f"written to {folder / 'out'}: encodings.json, lock.json, model.onnx" in quantized.output
 
 
 def test_prove_bounds_the_sums_of_a_saved_program(quantized: Result, folder: Path) -> None:
