@@ -32,19 +32,20 @@ def _sum_of_near_scales(facts: OpFacts, inputs: Sequence[float], output: float) 
 
 def _product_of_near_scales(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
     del facts
-    ratio = _multiplier(*inputs, output)
+    ratio = _multiplier(inputs, output)
     return _refusal([ratio], _OF_A_PRODUCT, "the product of its inputs' scales")
 
 
 def _small_multiplier(facts: OpFacts, operands: Sequence[float], output: float) -> str:
     del facts
-    ratio = _multiplier(*operands, output)
+    ratio = _multiplier(operands, output)
     limits = (0.0, _LARGEST_MULTIPLIER)
     return _refusal([ratio], limits, "the product of its scales of input and weight")
 
 
-def _multiplier(first: float, second: float, output: float) -> float:
-    return float(np.float32(first) * np.float32(second) / np.float32(output))
+def _multiplier(operands: Sequence[float], output: float) -> float:
+    first, second = (np.float32(scale) for scale in operands)
+    return float(first * second / np.float32(output))
 
 
 def _refusal(ratios: Sequence[float], limits: tuple[float, float], what: str) -> str:
