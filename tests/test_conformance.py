@@ -77,6 +77,20 @@ def test_the_command_line_proves_all_targets(
     assert "failed" not in done.output
 
 
+def test_nothing_proven_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Net(nn.Module):\n    def forward(self, x):\n        return x.cumsum(1)\n\n"
+        "def net():\n    return Net()\n\ndef data():\n    return [torch.randn(4, 4)]\n"
+    )
+    monkeypatch.setenv("COLUMNS", "200")
+    asked = ["verify", "--all-targets", "--model", f"{file}:net", "--data", f"{file}:data"]
+    done = CliRunner().invoke(app, [*asked, "--quiet"])
+    assert done.exit_code == 2, done.output
+    assert "c99: refused: " in done.output and "cumsum" in done.output
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

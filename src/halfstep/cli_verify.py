@@ -115,4 +115,8 @@ def _verify_all(model: nn.Module, batches: Iterable[Any], samples: int | None, q
     shown = silent if quiet else on_terminal
     rows = conformance(model, batches, verify_samples=samples or 64, progress=shown)
     Console().print(conformance_table(rows))
-    return max(row.exit_code for row in rows)
+    for row in rows:
+        if row.verdict is None:
+            print_line(f"{row.target}: {row.note}")
+    # Nothing proven is an error, whatever the reason.
+    return max(row.exit_code for row in rows) if any(row.verdict for row in rows) else 2

@@ -244,7 +244,8 @@ def _updated(report: SiteReport, mine: Values, theirs: Values, offset: int) -> S
     report = replace(report, compared=report.compared + mine.size)
     if np.array_equal(mine, theirs):
         return report
-    distance = np.abs(mine.astype(np.int64) - theirs.astype(np.int64))
+    with np.errstate(invalid="ignore"):  # what is no number is a code of nothing
+        distance = np.abs(mine.astype(np.int64) - theirs.astype(np.int64))
     index = tuple(int(i) for i in np.unravel_index(int((distance > 0).argmax()), distance.shape))
     return replace(
         report,

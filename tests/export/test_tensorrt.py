@@ -260,3 +260,14 @@ def test_files_for_onnx_runtime_are_not_in_the_form(tmp_path: Path) -> None:
     path = lowered(*(Residual(), normal_inputs((3, 6, 6)))).export(tmp_path)
     rules = {finding.rule for finding in lint(onnx.load(path))}
     assert {"type", "zero_point"} <= rules
+
+
+def test_a_deep_network_is_linted(tmp_path: Path) -> None:
+    """Deeper than the interpreter's stack."""
+    made = lowered(
+        nn.Sequential(*[nn.Linear(2, 2) for _ in range(400)]),
+        normal_inputs((2,)),
+        target="tensorrt",
+    )
+    hs.export(made.program, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").exists()

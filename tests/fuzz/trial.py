@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import halfstep as hs
 from halfstep.catalog import family, find
@@ -74,8 +75,13 @@ class _Trail:
 
 
 def captured(network: Network) -> hs.Graph:
-    """The graph of a network; the same for all targets."""
-    return hs.capture(network.module(), network.example())
+    """The graph of a network; the same for all targets. One that divides 0 by 0 has none."""
+    graph = hs.capture(network.module(), network.example())
+    with torch.inference_mode():
+        outputs = graph.module(*graph.example)
+    if not all(torch.isfinite(output).all() for output in outputs):
+        raise CaptureError("outputs that are not finite")
+    return graph
 
 
 def attempt(network: Network, target: str, graph: hs.Graph | None = None) -> Outcome:

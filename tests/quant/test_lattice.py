@@ -144,3 +144,18 @@ def test_the_searched_scale_is_at_least_as_good_as_the_whole_range() -> None:
     ]
     assert np.all(errors[0] <= errors[1] * (1 + 1e-5))
     assert errors[0].sum() < 0.95 * errors[1].sum()
+
+
+def test_a_matrix_that_rounding_left_without_a_factor_is_rounded_on_all_the_same() -> None:
+    """Means a thousand times the deviations, in float32: the smallest eigenvalue is negative."""
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=(40, 1)) * 3000
+    gram = (np.eye(40) * 0.01 + mean @ mean.T).astype(np.float32)[None]
+    assert np.linalg.eigvalsh(gram[0].astype(np.float64)).min() < 0
+    target = rng.normal(size=(1, 40, 3)).astype(np.float32)
+    codes = lattice.Codes(-7, 7)
+    found, scale = lattice.solve(
+        target, gram, codes, scale=np.full((1, 1, 3), 0.4, np.float32), fit_scale=False, rounds=1
+    )
+    assert np.isfinite(found).all() and np.isfinite(scale).all()
+    assert np.abs(found).max() <= 7

@@ -301,3 +301,18 @@ def test_a_result_is_saved_and_verified_again(
     (out / "c99" / "notes.txt").write_text("mine")
     with pytest.raises(ExportError, match="it holds files of others"):
         run_job(model, [images], None, out, 4, quiet=True, target="c99")
+
+
+def test_a_module_may_have_any_letters(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("größe", nn.Linear(3, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.get_submodule("größe")(x)  # type: ignore[no-any-return]
+
+    made = lowered(Named(), normal_inputs((3,)), target="c99")
+    hs.export(made.program, tmp_path / "net")
+    verdict = hs.verify(made.program, tmp_path / "net", made.samples(1))
+    assert verdict.status is hs.Status.EXACT

@@ -83,10 +83,16 @@ class _Graph:
 
     def is_constant(self, name: str) -> bool:
         """Whether a value is computed from constants alone."""
-        node = self.maker(name)
-        if node is None:
-            return name in self.constants
-        return all(self.is_constant(source) for source in node.input)
+        waiting, seen = [name], {name}
+        while waiting:
+            value = waiting.pop()
+            node = self.maker(value)
+            if node is None and value not in self.constants:
+                return False
+            found = set() if node is None else set(node.input) - seen
+            seen |= found
+            waiting += found
+        return True
 
     def dequantize_of(self, name: str) -> tuple[NodeProto, list[int] | None] | None:
         """The dequantize behind a value, and the permutation of axes in between."""

@@ -22,7 +22,7 @@ def cells(row: Conformance) -> tuple[str, ...]:
     """One row, in the order of ``COLUMNS``; what there is not, is empty."""
     size = "" if row.size is None else f"{row.size:,}"
     if row.verdict is None:
-        return (row.target, row.note, "", "", "", "", "", size)
+        return (row.target, "refused" if row.size is None else "not run", *[""] * 5, size)
     sites = row.verdict.comparable
     integer = row.verdict.integer_in_runtime
     return (

@@ -177,7 +177,7 @@ def _build(
 ) -> Path:
     """The program that reads samples; objects that other programs share are compiled once."""
     harness = Path(out) / "harness.c"
-    harness.write_text(_harness(manifest), encoding="ascii")
+    harness.write_text(_harness(manifest), encoding="utf-8")
     shown = ("-DHALFSTEP_FLOAT", *(["-DHALFSTEP_TRACE"] if traced else []))
     options = (*_STANDARD, *flags, f"-I{folder}")
     objects = []

@@ -56,6 +56,8 @@ class OpenVinoModel:
         try:
             read = core.read_model(io.BytesIO(model.SerializeToString()))
             self.compiled = core.compile_model(read, "CPU", options)
+            # An input that nothing reads is not an input of the compiled model.
+            self._read = {name for port in self.compiled.inputs for name in port.get_names()}
         except RuntimeError as error:
             raise ExportError(f"{self.path}: OpenVINO refuses it: {error}") from error
 
@@ -65,8 +67,9 @@ class OpenVinoModel:
         Raises:
             ExportError: inputs that the file does not take.
         """
+        named = dict(zip(self._inputs, inputs, strict=True))
         try:
-            found = self.compiled(dict(zip(self._inputs, inputs, strict=True)))
+            found = self.compiled({name: named[name] for name in named if name in self._read})
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"{self.path}: OpenVINO refuses the inputs: {error}") from error
         return {

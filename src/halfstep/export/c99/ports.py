@@ -96,8 +96,8 @@ def input_ports(draft: Draft) -> list[Port]:
         if draft.tensor(name).dtype == "float32":
             if [op.kind for op in readers] != ["quantize"]:
                 raise ExportError(
-                    f"{name}: real values that {_kinds(readers)} read; a model in C takes codes. "
-                    "Plan for a target that runs integers only, such as 'c99'"
+                    f"{name}:in: real values that {_kinds(readers)} read; a model in C takes "
+                    "codes. Plan for a target that runs integers only, such as 'c99'"
                 )
             source = readers[0].output
         elif draft.tensor(name).dtype != "int64" or {op.kind for op in readers} - {"embedding"}:

@@ -49,7 +49,7 @@ def export(program: IntProgram, path: str | Path, name: str = "model") -> None:
 
     def fill(folder: Path) -> None:
         for file, text in contents.items():
-            (folder / file).write_text(text, encoding="ascii")
+            (folder / file).write_text(text, encoding="utf-8")
 
     write_folder_atomically(Path(path), fill)
 
@@ -112,7 +112,7 @@ def _sources(
 def runtime_files() -> dict[str, str]:
     """The runtime in C, as it is shipped."""
     folder = files("halfstep.export.c99") / "runtime"
-    return {file.name: file.read_text(encoding="ascii") for file in folder.iterdir()}
+    return {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
 
 
 def _reports(

@@ -20,8 +20,8 @@ class NumpyBackend:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """What is too large for float32 is infinite, which saturates: so do torch and runtimes."""
-        with np.errstate(over="ignore"):
+        """Too large is infinite, 0 / 0 is no number, without a word: as in torch and runtimes."""
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             yield
 
     def asarray(self, values: Array) -> Array:

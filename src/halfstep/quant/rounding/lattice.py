@@ -91,8 +91,26 @@ def _inverse_factor(gram: Array) -> Array:
     With the order of rows and columns reversed, ``H = L L^T``; then ``U`` is the inverse of ``L``,
     reversed again. The inverse of ``H`` itself, which may be indefinite, is not formed.
     """
-    lower = np.linalg.cholesky(gram[:, ::-1, ::-1].astype(np.float64))
+    lower = _cholesky(gram[:, ::-1, ::-1].astype(np.float64))
     return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1], np.float32)
+
+
+def _cholesky(gram: Array) -> Array:
+    """The lower Cholesky factor; of a slightly larger matrix where rounding left ``gram`` none.
+
+    Entries rounded to float32 may take the smallest eigenvalues of a matrix below zero, by about
+    its largest entry times the float32 epsilon: as much is added to the diagonal, and more if that
+    is not enough.
+    """
+    largest = np.abs(np.diagonal(gram, axis1=1, axis2=2)).max()
+    added = 0.0
+    while True:
+        try:
+            return np.linalg.cholesky(gram + added * np.eye(gram.shape[-1]))
+        except np.linalg.LinAlgError:
+            added = max(10 * added, float(largest) * float(np.finfo(np.float32).eps))
+            if not np.isfinite(added) or added > largest:
+                raise
 
 
 def descend(
