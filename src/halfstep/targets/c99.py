@@ -52,7 +52,7 @@ def _constant_affine(facts: OpFacts) -> str:
 
 
 RULES = {
-    **{k: rule for k, rule in onnxruntime.RULES.items() if rule.execution is Execution.COPY},
+    **onnxruntime.COPIES,
     "conv": OpRule(_INTEGER, "float"),
     "conv_transpose": OpRule(_INTEGER, "float"),
     "linear": OpRule(_INTEGER, "float"),

@@ -15,8 +15,9 @@ from halfstep.core.execution import BATCH, Execution
 from halfstep.core.qtype import INT8, INT8_NARROW
 from halfstep.core.spec import QuantSpec
 from halfstep.core.target import OpFacts, OpRule, Target
+from halfstep.targets import onnxruntime
 
-_INTEGER, _COPY, _FLOAT = Execution.INTEGER, Execution.COPY, Execution.FLOAT
+_INTEGER, _FLOAT = Execution.INTEGER, Execution.FLOAT
 _LARGEST_ROW = 511
 
 
@@ -41,11 +42,6 @@ def _is_same(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> b
     out = -(-size // stride)
     total = max((out - 1) * stride + kernel - size, 0)
     return padding == (total // 2, total - total // 2)
-
-
-def _no_new_values(facts: OpFacts) -> str:
-    new = facts.attrs["mode"] == "constant" and facts.attrs["value"] != 0
-    return "padding with a value other than zero adds one that the grid may not hold" if new else ""
 
 
 def _within_a_sample(facts: OpFacts) -> str:
@@ -101,21 +97,7 @@ RULES = {
     "hardswish": OpRule(_INTEGER, table=tables.hardswish_sixteen_bits),
     "clamp": OpRule(_INTEGER),
     "hardsigmoid": OpRule(_INTEGER),
-    "pad": OpRule(_COPY, refuses=_no_new_values),
-    **{
-        kind: OpRule(_COPY)
-        for kind in (
-            "max_pool",
-            "reshape",
-            "transpose",
-            "slice",
-            "concat",
-            "minimum",
-            "expand",
-            "upsample_nearest",
-            "embedding",
-        )
-    },
+    **onnxruntime.COPIES,
     "prelu": _no_kernel("has integer kernels for it that are not emulated here"),
     "sum": _no_kernel("has integer kernels for it that are not emulated here"),
     "upsample_linear": _no_kernel("has integer kernels for it that are not emulated here"),

@@ -44,7 +44,27 @@ _MEAN_MULTIPLIERS = (2.0**-32, 2.0**8)
 _INTEGER, _COPY = Execution.INTEGER, Execution.COPY
 _BETWEEN = OpRule(Execution.DEQUANTIZED, reason=f"{_FLOAT_KERNEL}: float32 between codes")
 
+# What only moves codes has no arithmetic: other targets share these rules.
+COPIES = {
+    "pad": OpRule(_COPY, refuses=_no_new_values),
+    **dict.fromkeys(
+        (
+            "max_pool",
+            "reshape",
+            "transpose",
+            "slice",
+            "concat",
+            "minimum",
+            "expand",
+            "upsample_nearest",
+            "embedding",
+        ),
+        OpRule(_COPY),
+    ),
+}
+
 RULES = {
+    **COPIES,
     "conv": OpRule(_INTEGER, "float"),
     "linear": OpRule(_INTEGER, "float", scaled="product"),
     "matmul": OpRule(_INTEGER, "float", scaled="product"),
@@ -57,21 +77,6 @@ RULES = {
     "sigmoid": OpRule(_INTEGER),
     "leaky_relu": OpRule(_INTEGER),
     **dict.fromkeys(("relu", "clamp", "tanh", "gelu", "hardswish", "hardsigmoid"), _BETWEEN),
-    "max_pool": OpRule(_COPY),
-    "pad": OpRule(_COPY, refuses=_no_new_values),
-    **{
-        kind: OpRule(_COPY)
-        for kind in (
-            "reshape",
-            "transpose",
-            "slice",
-            "concat",
-            "minimum",
-            "expand",
-            "upsample_nearest",
-            "embedding",
-        )
-    },
     **{
         kind: OpRule(Execution.FLOAT, reason=_FLOAT_KERNEL)
         for kind in (
