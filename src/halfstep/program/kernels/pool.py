@@ -1,6 +1,7 @@
 """Pooling over windows of (N, C, *spatial), and over all of space."""
 
 import itertools
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,6 +9,9 @@ import numpy as np
 from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN
 from halfstep.program.kernels.copies import padded
 from halfstep.program.kernels.setup import Array, Setup, Step
+
+# Means of codes, by their sum and their number.
+_OF_CODES = ChainMap(MEAN, AVERAGE_OF_CODES)
 
 
 def windows(setup: Setup, x: Array, fill: float, beyond: float) -> Iterator[Array]:
@@ -52,9 +56,7 @@ def max_pool(setup: Setup) -> Step:
 
 def avg_pool(setup: Setup) -> Step:
     """The mean of each window, by a formula for its real values, its codes, or a whole mean."""
-    if setup.op.formula in AVERAGE_OF_CODES:
-        return _avg_pool_of_codes(setup)
-    if setup.op.formula in MEAN:
+    if setup.op.formula in _OF_CODES:
         return _mean_of_codes(setup)
     formula, out = AVERAGE[setup.op.formula or ""], setup.out_grid
     counts = window_counts(setup)
@@ -66,22 +68,10 @@ def avg_pool(setup: Setup) -> Step:
     return run
 
 
-def _avg_pool_of_codes(setup: Setup) -> Step:
-    formula, xp = AVERAGE_OF_CODES[setup.op.formula or ""], setup.xp
-    grid, zero = setup.grid(0), setup.zero(0)
-    counts = xp.astype(window_counts(setup), xp.int64)
-
-    def run(x: Array) -> Array:
-        steps = xp.astype(x, xp.int64) - zero
-        total = sum(windows(setup, steps, 0, 0))
-        return setup.saturate(formula(total, counts, grid.scale, grid.scale, zero, zero))
-
-    return run
-
-
 def _mean_of_codes(setup: Setup) -> Step:
     """Windows that average another number of values have another multiplier."""
-    formula, grid, out, xp = MEAN[setup.op.formula or ""], setup.grid(0), setup.out_grid, setup.xp
+    formula, xp = _OF_CODES[setup.op.formula or ""], setup.xp
+    grid, out = setup.grid(0), setup.out_grid
     zeros = int(grid.zero_point), int(out.zero_point)
     counts = xp.astype(window_counts(setup), xp.int64)
     present = sorted({int(count) for count in xp.reshape(counts, (-1,))})
