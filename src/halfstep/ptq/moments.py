@@ -189,14 +189,13 @@ def moments(
     every = max(1, positions(unit) * samples // max(POSITIONS, POSITIONS_A_COLUMN * _columns(unit)))
     for index, pair in enumerate(pairs):
         x, z = (patches(unit, value, index % every, every) for value in pair)
-        counts = torch.ones(1, x.shape[1], 1)
+        rows = [x, z]
         if importance is not None:
-            counts = patches(unit, importance[index][..., None], index % every, every)
+            rows.append(patches(unit, importance[index][..., None], index % every, every))
         for half in (0, 1):
             # Positions of one sample are alike: halves are made of samples.
-            parts = [_half(value, len(pair[0]), half) for value in (x, z, counts)]
-            if parts[2].any():
-                found = _sums(*parts)
+            found = _sums(*(_half(value, len(pair[0]), half) for value in rows))
+            if found.count:
                 halves[half] = halves[half] + found if half in halves else found
     if len(halves) == 1:
         return _moments(next(iter(halves.values())), 0.0)
@@ -221,10 +220,10 @@ def _half(rows: Tensor, n_samples: int, half: int) -> Tensor:
     return by_sample[:, half::2].flatten(1, 2)
 
 
-def _sums(x: Tensor, z: Tensor, counts: Tensor) -> _Sums:
-    mine, theirs = x * counts, z * counts
+def _sums(x: Tensor, z: Tensor, counts: Tensor | None = None) -> _Sums:
+    mine, theirs = (x, z) if counts is None else (x * counts, z * counts)
     parts = [part.double() for part in (mine.sum(1), theirs.sum(1), mine.mT @ z, theirs.mT @ z)]
-    return _Sums(float(counts.sum()), parts)
+    return _Sums(x.shape[1] if counts is None else float(counts.sum()), parts)
 
 
 def _noise(first: _Sums, second: _Sums) -> float:
