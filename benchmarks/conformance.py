@@ -5,6 +5,7 @@ from typing import Any
 
 import halfstep as hs
 from benchmarks import images, networks
+from benchmarks.accuracy import summary
 from benchmarks.cifar10_example import resnet
 
 NETWORKS = {
@@ -58,17 +59,8 @@ def _row(found: hs.Conformance) -> dict[str, Any]:
     if found.verdict is None:
         return row
     verdict = found.verdict
-    return row | {
-        "status": str(verdict.status),
-        "samples": verdict.samples,
-        "sites": len(verdict.comparable),
-        "uncounted": len(verdict.sites) - len(verdict.comparable),
-        "codes": sum(site.compared for site in verdict.comparable),
-        "mismatches": verdict.mismatches,
-        "largest": max((site.largest for site in verdict.comparable), default=0),
-        "coverage": verdict.integer_in_runtime,
-        "floats": kinds(verdict),
-    }
+    largest = max((site.largest for site in verdict.comparable), default=0)
+    return row | summary(verdict) | {"largest": largest, "floats": kinds(verdict)}
 
 
 def kinds(verdict: hs.Verdict) -> str:
