@@ -82,3 +82,31 @@ def test_scales_that_xnnpack_does_not_take_are_refused_by_name(op: str) -> None:
         assert words.startswith(f"LowerError: steps.0.{op}:out: {op}: ")
         assert "XNNPACK takes" in words
         assert f"plan.keep_float('steps.0.{op}')" in words
+
+
+TRANSPOSED = {
+    "out_channels": 2,
+    "kernel_size": (2, 2),
+    "stride": (1, 3),
+    "dilation": (2, 1),
+    "groups": 1,
+    "bias": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("padding", "output_padding", "status"),
+    [((1, 0), (1, 0), "exact"), ((0, 1), (0, 2), "exact"), ((0, 0), (1, 0), "refused")],
+)
+def test_rows_that_a_transposed_convolution_adds_beyond_its_stride(
+    padding: tuple[int, int], output_padding: tuple[int, int], status: str
+) -> None:
+    """ONNX Runtime opened the file, and ended with an error in a run."""
+    options = {**TRANSPOSED, "padding": padding, "output_padding": output_padding}
+    steps = (
+        Step("conv_transpose", (0,), options),
+        Step("activation", (1,), {"function": "sigmoid"}),
+    )
+    outcome = attempt(Network(((2, 4, 3),), steps), "onnxruntime")
+    assert outcome.status == status
+    assert status == "exact" or "steps.0:out:real: a transposed convolution" in outcome.found

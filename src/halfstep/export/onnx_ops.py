@@ -53,9 +53,28 @@ def _conv(writer: "Writer", op: Op, inputs: list[str]) -> str:
         "pads": _pads(op.attrs["padding"]),
     }
     if op.kind == "conv_transpose":
-        attrs["output_padding"] = list(op.attrs["output_padding"])
+        padding, added = _uncut(op)
+        attrs |= {"pads": _pads(padding), "output_padding": added}
         return writer.node("ConvTranspose", inputs, _out(op), **attrs)
     return writer.node("Conv", inputs, _out(op), **attrs)
+
+
+def _uncut(op: Op) -> tuple[tuple[tuple[int, int], ...], list[int]]:
+    """Padding and output padding where rows that both cut off and add are left alone.
+
+    It is the same result, and ONNX Runtime adds fewer rows than its stride alone.
+    """
+    stride, added = op.attrs["stride"], op.attrs["output_padding"]
+    cut = op.attrs["padding"]
+    both = [min(end, extra) for (_, end), extra in zip(cut, added, strict=True)]
+    rest = [extra - n for extra, n in zip(added, both, strict=True)]
+    if any(extra >= step for extra, step in zip(rest, stride, strict=True)):
+        raise ExportError(
+            f"{op.output}: a transposed convolution whose output padding {list(added)} exceeds its "
+            f"padding by its stride {list(stride)} or more; ONNX Runtime adds fewer rows than a "
+            "stride. Pad its output in an operation of its own"
+        )
+    return tuple((begin, end - n) for (begin, end), n in zip(cut, both, strict=True)), rest
 
 
 def _linear(writer: "Writer", op: Op, inputs: list[str]) -> str:
