@@ -31,7 +31,13 @@ def recipe_page(text: str, recipe: str, results: Mapping[str, Any]) -> str:
         for row in results.get(name, {}).get("rows", ())
         if row["recipe"] == recipe
     ]
-    shown = [*table(rows, _OF_A_RECIPE)] if rows else ["Not measured yet."]
+    shown = [*table(rows, _OF_A_RECIPE)]
+    encoders = results.get("transformers", {}).get("rows", ())
+    if mine := [row for row in encoders if f"`{recipe}`" in row["tool"]]:
+        title, text, columns = _SECTIONS["transformers"]
+        shown = [*(shown if rows else ()), f"{title}. {text}", "", *table(mine, columns)]
+    elif not rows:
+        shown = ["Not measured yet."]
     return "\n".join([f"{head}{_BEGIN}", "", *shown, "", f"{_END}{tail}"])
 
 

@@ -14,10 +14,11 @@ def test_an_encoder_in_static_int8_is_exact_and_near_its_float_output() -> None:
         real, quantized = model(*data[0]), result.model(*data[0])
     assert float(torch.cosine_similarity(real, quantized, -1).mean()) > 0.998
     steps = [record.verb for record in result.journal.records]
-    assert [s for s in steps if s in ("smooth", "calibrate", "guide ranges", "round")] == [
+    assert [s for s in steps if s not in ("capture", "plan", "search ranges")][:6] == [
         "smooth",
         "calibrate",
         "guide ranges",
         "round",
         "guide ranges",
+        "correct layer norms",
     ]

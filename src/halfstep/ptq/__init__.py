@@ -11,6 +11,7 @@ from halfstep.ptq.batchnorm_ranges import set_batchnorm_ranges
 from halfstep.ptq.clip_weights import clip_weights
 from halfstep.ptq.correct_bias import correct_bias
 from halfstep.ptq.correct_bias_from_data import correct_bias_from_data
+from halfstep.ptq.correct_layer_norms import correct_layer_norms
 from halfstep.ptq.cross_entropy_range import cross_entropy_range
 from halfstep.ptq.distill_data import distill_data
 from halfstep.ptq.equalize import equalize
@@ -25,6 +26,7 @@ __all__ = [
     "clip_weights",
     "correct_bias",
     "correct_bias_from_data",
+    "correct_layer_norms",
     "cross_entropy_range",
     "distill_data",
     "equalize",

@@ -10,7 +10,8 @@ Deviations: none. The outputs are not computed from the start for every layer bu
 place in the graph where few values are live (``streams.py``), which gives the same means.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from halfstep.graph.calibrate import keep_biases_small
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.inserter import module_name
+from halfstep.graph.match import Unit
 from halfstep.progress import Progress, silent
 from halfstep.ptq.correct_bias import (
     Correction,
@@ -57,31 +59,35 @@ def correct_bias_from_data(
         if reason:
             skipped.append(Refusal(layer.unit.name, reason))
             continue
-        shift = _mean_difference(model, layer)
+        with _without_rounding_of_bias(model, layer.unit):
+            shift = mean_difference(layer)
         shift_bias(model, layer.unit, -shift)
         layers.append(Correction(layer.unit.name, shift))
     keep_biases_small(model)
     return CorrectionReport(tuple(layers), tuple(skipped))
 
 
-def _mean_difference(model: QuantizedModel, layer: Layer) -> Tensor:
-    """``mean(yh - y)`` of each output channel over samples and positions, float64.
+def mean_difference(layer: Layer) -> Tensor:
+    """``mean(yh - y)`` of each output channel over samples and positions, float64."""
+    axis = 1 if layer.unit.kind in ("conv", "conv_transpose") else -1
+    total, count = torch.zeros((), dtype=torch.float64), 0.0
+    for index, (exact, quantized) in enumerate(layer.outputs()):
+        rows = (quantized - exact).double().movedim(axis, 0).flatten(1)
+        counts = torch.ones_like(rows[0])
+        if layer.importance is not None:
+            counts = layer.importance[index].flatten().to(rows)
+        total = total + rows @ counts
+        count += float(counts.sum())
+    return total / count
 
-    Without the rounding of the bias, which will be another one when the bias is.
-    """
-    axis = -1 if layer.unit.kind == "linear" else 1
-    rounding = model.module.get_submodule(module_name(f"{layer.unit.name}:bias"))
+
+@contextmanager
+def _without_rounding_of_bias(model: QuantizedModel, unit: Unit) -> Iterator[None]:
+    """While the body runs; the rounding will be another one when the bias is."""
+    rounding = model.module.get_submodule(module_name(f"{unit.name}:bias"))
     assert isinstance(rounding, BiasQuantizer)
-    total, count, was_enabled = torch.zeros((), dtype=torch.float64), 0.0, rounding.enabled
-    rounding.enabled = False
+    was_enabled, rounding.enabled = rounding.enabled, False
     try:
-        for index, (exact, quantized) in enumerate(layer.outputs()):
-            rows = (quantized - exact).double().movedim(axis, 0).flatten(1)
-            counts = torch.ones_like(rows[0])
-            if layer.importance is not None:
-                counts = layer.importance[index].flatten().to(rows)
-            total = total + rows @ counts
-            count += float(counts.sum())
+        yield
     finally:
         rounding.enabled = was_enabled
-    return total / count

@@ -23,20 +23,21 @@ from halfstep.ptq.influence import influences
 def importance(
     model: QuantizedModel, data: Sequence[tuple[Tensor, ...]]
 ) -> dict[str, list[Tensor]]:
-    """For each linear layer over a sequence, by name, and each batch: weights, (N, *positions).
+    """For each linear layer and layer norm over a sequence, and each batch: (N, *positions).
 
-    They are 1 in the mean over the data. Other layers are not in it: their positions count alike.
-    A layer that the output does not depend on at all is left out as well.
+    By name of the unit; 1 in the mean over the data. Other layers are not in it: their positions
+    count alike. A layer that the output does not depend on at all is left out as well.
 
     Args:
         model: whose float graph is run, and its gradients taken; one batch takes the memory of a
             training step without gradients of parameters.
         data: the inputs of each batch.
     """
+    norms = [unit for unit in model.units.units if unit.kind == "layer_norm"]
     heads = {
         unit.head: unit.name
-        for unit in model.weighted_units()
-        if unit.kind == "linear" and len(shape_of(unit.head)) > 2
+        for unit in (*model.weighted_units(), *norms)
+        if unit.kind in ("linear", "layer_norm") and len(shape_of(unit.head)) > 2
     }
     found: dict[str, list[Tensor]] = {name: [] for name in heads.values()}
     if heads:

@@ -33,7 +33,7 @@ BYTES_A_VALUE = 5  # a float32 of the float model, and a code of the quantized o
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A weighted unit, with what it gets in the float and in the quantized model.
+    """A unit, with what it gets in the float and in the quantized model.
 
     Attributes:
         unit: the unit.
@@ -92,9 +92,10 @@ class Streams:
         self._grids: tuple[Affine | None, ...] = (None,) * len(raw)
         self._requantize(raw, self._live)
 
-    def layers(self) -> Iterator[Layer]:
-        """Every unit with a quantized weight, in order of execution."""
-        return (self._at(unit) for unit in self.progress(self.model.weighted_units(), "layers"))
+    def layers(self, units: Sequence[Unit] | None = None) -> Iterator[Layer]:
+        """The given units, in order of execution; ``None`` for all with a quantized weight."""
+        asked = self.model.weighted_units() if units is None else units
+        return (self._at(unit) for unit in self.progress(asked, "layers"))
 
     def values(self, node: fx.Node, *, rounded: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch, the value of a node behind the cut in both models.

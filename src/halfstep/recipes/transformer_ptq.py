@@ -5,11 +5,13 @@ strength searched); leave in float what is no product, and the sums that float o
 find ranges of activations by the influence of their errors on the output (PTQ4ViT's metric);
 round the weights together, each layer on the inputs that it will get; find the ranges once more,
 for what the rounded weights make, and, if asked to, move the worst of them by the error of the
-output itself (LAPQ). If a largest loss is given, as few products are left in float as it takes.
+output itself (LAPQ); take the means behind each layer norm back to those of the float model, in
+its bias. If a largest loss is given, as few products are left in float as it takes.
 
 References: Xiao et al. 2022 (arXiv 2211.10438) for ``ptq.smooth``; Yuan et al. 2022 (arXiv
 2111.12293) for ``ptq.guide_ranges``; Nahshan et al. 2019 (arXiv 1911.07190) for
-``search.output_ranges``; Wu et al. 2020 (arXiv 2004.09602) for the last step.
+``search.output_ranges``; Li et al. 2023 (arXiv 2309.02784) for ``ptq.correct_layer_norms``; Wu et
+al. 2020 (arXiv 2004.09602) for what is left in float.
 """
 
 from collections.abc import Iterable
@@ -28,6 +30,7 @@ from halfstep.graph.planner import make_plan
 from halfstep.graph.real_sums import keep_elementwise_float, leave_sums_real
 from halfstep.journal import Journal
 from halfstep.progress import Progress
+from halfstep.ptq.correct_layer_norms import correct_layer_norms
 from halfstep.ptq.guide_ranges import guide_ranges
 from halfstep.ptq.round_weights import round_weights
 from halfstep.ptq.smooth import smooth
@@ -51,6 +54,7 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
     insert: bool = True,
     searched: int = 0,
     rounding: bool = True,
+    correction: bool = True,
     max_loss: float | None = None,
     **choices: Any,
 ) -> QuantizedModel:
@@ -69,6 +73,7 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
         insert: where a factor cannot disappear into the operation in front, multiply by it.
         searched: how many ranges, the worst first, are moved by the error of the output.
         rounding: round weights together; otherwise each to the nearest.
+        correction: correct the biases of layer norms.
         max_loss: the largest loss of cosine to the float output, over the samples; ``None`` leaves
             no product in float.
         **choices: of ``make_plan``.
@@ -97,6 +102,10 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
             rounded = round_weights(quantized, held, asymmetric=False, progress=progress)
             record.facts |= {"layers": len(rounded.layers), "skipped": len(rounded.skipped)}
     _fit_ranges(quantized, held, searched, journal, progress)
+    if correction:
+        with journal.step("correct layer norms") as record:
+            corrected = correct_layer_norms(quantized, held, progress=progress)
+            record.facts["corrected"] = len(corrected.layers)
     return quantized
 
 
