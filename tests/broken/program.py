@@ -352,6 +352,11 @@ CHECK_SPECIMENS: dict[str, Specimens] = {
             lambda: replace(_with(c={"shape": (BATCH, 10**10)}), accumulator_bits=48),
             "m: matmul .*'accumulators': accumulators may reach .*, and have 48 bits",
         ),
+        "shifted to the left": (
+            lambda: _with(m={"grid": _grid(1e-7), "formula": "double_rounding"}),
+            "m: matmul .*'accumulators': sums up to .*, shifted to the left by up to 19 bits "
+            "before they are multiplied, and 32 bits hold no .*; widen the range of the output",
+        ),
         "over the batch": (
             lambda: _with(c={"shape": (4, BATCH)}),
             "m: matmul .*'accumulators': accumulators may reach",

@@ -110,3 +110,13 @@ def test_rows_that_a_transposed_convolution_adds_beyond_its_stride(
     outcome = attempt(Network(((2, 4, 3),), steps), "onnxruntime")
     assert outcome.status == status
     assert status == "exact" or "steps.0:out:real: a transposed convolution" in outcome.found
+
+
+def test_a_product_whose_multiplier_shifts_it_out_of_an_int32_is_refused() -> None:
+    """LiteRT wrapped around where the engine saturated: 255 codes apart."""
+    steps = (Step("binary", (0, 0), {"op": "mul"}), Step("matmul", (1, 0), {"scale": 1}))
+    options = {"grids": "ratios", "data": "ties", "weight_bits": 3, "activation_bits": 4}
+    outcome = attempt(Network(((1, 3, 4, 3),), steps, seed=5806, **options), "litert_ref")
+    assert outcome.status == "refused"
+    assert "steps.1.matmul:out: matmul breaks the rule 'accumulators'" in outcome.found
+    assert "widen the range of the output" in outcome.found

@@ -166,8 +166,9 @@ def rounding_divide_by_pot(x: Array, exponent: Array) -> Array:
 def multiply_double_rounding(x: Array, q: Array, shift: Array) -> Array:
     """``x * q * 2^(shift - 31)`` with gemmlowp's two roundings; all int64 arrays.
 
-    A positive shift is applied to ``x`` first, where it saturates like an int32, a negative one
-    after the multiplication.
+    A positive shift is applied to ``x`` first, a negative one after the multiplication. What the
+    former makes is kept in an int32, where it saturates here; kernels may wrap around instead, so
+    that a program in which it can leave the int32 is refused (``program.check``).
     """
     xp = array_namespace(x)
     left, right = xp.clip(shift, 0, 31), xp.clip(-shift, 0, None)
@@ -230,6 +231,9 @@ GROUPS: dict[str, Callable[..., Array]] = {"float": float_sum}
 
 # Formulas of kernels that leave real values, for a reader that computes in float.
 SCALED: dict[str, Callable[..., Array]] = {"product": scaled_product}
+
+# Formulas that shift an accumulator to the left first, in an int32, if the multiplier is above 1/2.
+SHIFTED_FIRST = frozenset({"double_rounding", "double_rounding_product"})
 
 # Formulas whose multiplier has 31 bits: the product with a wider accumulator would overflow.
 INT32_ONLY = frozenset(

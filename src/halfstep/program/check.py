@@ -14,23 +14,39 @@
 7. weights: constant and symmetric; channels only along the axis that the output keeps; groups
    within them only where axis and formula can add sums of different scales.
 8. accumulators: the largest possible absolute sum fits the accumulators, and those of 31-bit
-   multipliers an int32.
+   multipliers an int32, shifted to the left first where the formula does so.
 9. pairs: where kernels of the target add two products in fewer bits, the sum fits these.
 """
 
+import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halfstep.core import fake_quantize
 from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
 from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN
 from halfstep.core.qtype import ACCUMULATOR_BITS
-from halfstep.core.requant import ACCUMULATOR, GROUPS, INT32_ONLY, SCALED
+from halfstep.core.requant import (
+    ACCUMULATOR,
+    GROUPS,
+    INT32_ONLY,
+    SCALED,
+    SHIFTED_FIRST,
+    fixed_point_multiplier,
+    real_multiplier,
+)
 from halfstep.core.softmax import SOFTMAX
 from halfstep.errors import ProgramError
-from halfstep.program.bounds import WEIGHTED, accumulator_bounds, weight_axis, weight_scales
+from halfstep.program.bounds import (
+    WEIGHTED,
+    accumulator_bounds,
+    largest_step,
+    weight_axis,
+    weight_scales,
+)
 from halfstep.program.ir import IntProgram, Op
 from halfstep.program.saturation import prove_sums
 
@@ -141,6 +157,23 @@ def _check_integer(program: IntProgram, op: Op) -> None:
         found = f"accumulators may reach {bounds.max()} in channel {bounds.argmax()}"
         found += f", and have {bits} bits"
         _require(int(bounds.max()) < 1 << (bits - 1), op, "accumulators", found)
+        _check_shift(program, op, bounds)
+    elif op.kind == "mul":
+        steps = [largest_step(program.grid(name)) for name in op.inputs]
+        _check_shift(program, op, np.array([math.prod(steps)]))
+
+
+def _check_shift(program: IntProgram, op: Op, bounds: NDArray[np.int64]) -> None:
+    if op.formula not in SHIFTED_FIRST:
+        return
+    scales = [program.grid(name).channel_scale for name in (*op.inputs[:2], op.output)]
+    if op.kind in WEIGHTED:
+        scales[1] = weight_scales(op, program.grid(op.inputs[1]))
+    shift = fixed_point_multiplier(real_multiplier(*scales))[1].clip(min=0)
+    largest = (bounds * 2.0**shift).max()
+    found = f"sums up to {bounds.max()}, shifted to the left by up to {shift.max()} bits before they "
+    found += f"are multiplied, and 32 bits hold no {largest:.3g}; widen the range of the output"
+    _require(bool(largest < 2**31), op, "accumulators", found)
 
 
 def _check_pairs(program: IntProgram) -> None:
