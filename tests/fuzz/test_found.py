@@ -1,15 +1,17 @@
 """Networks on which a target once did otherwise than the engine, as small as they got."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import halfstep as hs
 from halfstep.catalog import find
 from halfstep.core.target import OpFacts
 from tests.fuzz.networks import Network, Step
-from tests.fuzz.trial import attempt
+from tests.fuzz.trial import attempt, captured, samples
 
 pytest.importorskip("ai_edge_litert")
 pytestmark = pytest.mark.runtime
@@ -120,3 +122,31 @@ def test_a_product_whose_multiplier_shifts_it_out_of_an_int32_is_refused() -> No
     assert outcome.status == "refused"
     assert "steps.1.matmul:out: matmul breaks the rule 'accumulators'" in outcome.found
     assert "widen the range of the output" in outcome.found
+
+
+@pytest.mark.parametrize("padding", [((2, 0), (1, 1)), ((0, 2), (0, 0))])
+@pytest.mark.parametrize("in_float", [False, True])
+def test_openvino_pads_in_front_of_the_stride(padding: Any, in_float: bool, tmp_path: Path) -> None:
+    """It moved the stride of a kernel of one value in front of the padding: 3 values for 2."""
+    options = {"out_channels": 2, "kernel_size": (1, 1), "stride": (3, 2), "dilation": (1, 1)}
+    conv = Step("conv", (1,), {**options, "padding": padding, "groups": 1, "bias": True})
+    first = Step("activation", (0,), {"function": "leaky_relu"})
+    network = Network(((2, 5, 5),), (first, conv))
+    graph = captured(network)
+    plan = hs.make_plan(graph, "openvino")
+    model = hs.prepare(graph, plan.keep_float("steps.1*") if in_float else plan)
+    hs.calibrate(model, [network.example(8, 1)])
+    program = hs.lower(model)
+    hs.export(program, tmp_path / "model.onnx")
+    verdict = hs.verify(program, tmp_path / "model.onnx", samples(network, program))
+    assert verdict.status is not hs.Status.FAILED
+    assert max(site.largest for site in verdict.sites) == 0
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_openvino_is_given_circular_padding_as_places(codes: bool) -> None:
+    """It reads no padding of this mode."""
+    pad = Step("pad", (0,), {"sizes": (2, 1, 1, 0), "mode": "circular", "value": None})
+    after = Step("activation", (1,), {"function": "relu"})
+    steps = (pad, after) if codes else (pad,)
+    assert attempt(Network(((2, 5, 4),), steps), "openvino").status in ("exact", "floats")

@@ -1,12 +1,18 @@
 """An integer program as the QDQ model that OpenVINO runs as it is written.
 
-OpenVINO reads what ``onnx_qdq`` writes, with one exception: it fuses a convolution with the
-addition that alone reads it, and then does not round the codes between the two. What is fused
-also depends on who looks at these codes, so the file that a verifier looks into would not be the
-one that runs. Between a convolution and an addition this writer therefore puts the maximum of the
-codes and 0, which is those codes, and which the runtime neither removes nor fuses.
+OpenVINO reads what ``onnx_qdq`` writes, with three exceptions:
+
+- It has no circular padding, which becomes the places of its values here.
+- It moves the stride of a convolution whose kernel has one value in front of the padding, and makes
+  too many values. The padding becomes a node of its own.
+- It fuses a convolution with the addition that alone reads it, and then does not round the codes
+  between the two. What is fused also depends on who looks at these codes, so the file that a
+  verifier looks into would not be the one that runs. Between a convolution and an addition this
+  writer therefore puts the maximum of the codes and 0, which is those codes, and which
+  the runtime neither removes nor fuses.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +45,48 @@ class OpenVinoWriter(Writer):
 
     def write(self, op: Op) -> None:
         """Append the nodes of one operation."""
-        if op.kind != "add" or op.execution is not Execution.INTEGER:
+        integer = op.execution is Execution.INTEGER
+        if op.kind == "add" and integer:
+            inputs = [self.dequantized(name, self._rounded(name)) for name in op.inputs]
+            self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
+        elif op.kind == "conv" and _is_skipped_padding(self.program, op):
+            self._write_padded(op, integer)
+        elif op.kind == "pad" and op.attrs["mode"] == "circular":
+            self._rename(self._gathered(op), op.output)
+        else:
             super().write(op)
-            return
-        inputs = [self.dequantized(name, self._rounded(name)) for name in op.inputs]
-        self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
+
+    def _write_padded(self, op: Op, integer: bool) -> None:
+        """The padding in a node of its own: on codes, or on real values out of reach of fusion."""
+        name, *others = op.inputs
+        if not integer:
+            zero = self.constant("float32/zero", np.array(0, np.float32))
+        else:
+            grid = self.program.grid(name)
+            zero = self.constant(f"{name}/zero", grid.zero_point.astype(grid.qtype.storage))
+        margins = onnx_ops.pads(((0, 0), (0, 0), *op.attrs["padding"]))
+        pads = self.constant(f"{op.output}/pads", np.asarray(margins, np.int64))
+        padded = self.node("Pad", [self.name_of(name), pads, zero], f"{op.output}/padded")
+        bare = replace(op, attrs={**op.attrs, "padding": ((0, 0),) * len(op.attrs["padding"])})
+        if integer:
+            inputs = [self.dequantized(name, padded), *map(self.dequantized, others)]
+            self.quantize(op, onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
+        else:
+            lowest = self.constant("float32/lowest", np.array(-np.inf, np.float32))
+            kept = self.node("Max", [padded, lowest], f"{op.output}/kept")
+            inputs = [kept, *map(self.name_of, others)]
+            self._rename(onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
+
+    def _gathered(self, op: Op) -> str:
+        """Circular padding, which OpenVINO does not read, as the places of its values."""
+        (value,) = self._unfused_inputs(op)
+        shape = self.program.tensor(op.inputs[0]).shape
+        for axis, margins in enumerate(op.attrs["padding"]):
+            if margins != (0, 0):
+                places = np.pad(np.arange(shape[axis]), margins, mode="wrap")
+                index = self.constant(f"{op.output}/places{axis}", places)
+                value = self.node("Gather", [value, index], f"{op.output}/axis{axis}", axis=axis)
+        return value
 
     def _rounded(self, name: str) -> str | None:
         """The codes of a convolution, out of reach of fusion; ``None`` for those of others."""
@@ -51,3 +94,13 @@ class OpenVinoWriter(Writer):
             return None
         lowest = self.constant("uint8/lowest", np.array(0, np.uint8))
         return self.node("Max", [name, lowest], f"{name}/rounded{len(self.nodes)}")
+
+
+def _is_skipped_padding(program: IntProgram, op: Op) -> bool:
+    """Whether OpenVINO takes the stride in front of the padding, and makes too many values.
+
+    It moves strides of convolutions with kernels of one value to the operations in front.
+    """
+    kernel = program.tensor(op.inputs[1]).shape[2:]
+    one_value, strided = set(kernel) == {1}, max(op.attrs["stride"]) > 1
+    return one_value and strided and any(map(any, op.attrs["padding"]))

@@ -41,7 +41,8 @@ def _fixed(kind: str, **attrs: Any) -> Emitter:
     return lambda writer, op, inputs: writer.node(kind, inputs, _out(op), **attrs)
 
 
-def _pads(padding: tuple[tuple[int, int], ...]) -> list[int]:
+def pads(padding: tuple[tuple[int, int], ...]) -> list[int]:
+    """ONNX's order: all beginnings, then all ends."""
     return [begin for begin, _ in padding] + [end for _, end in padding]
 
 
@@ -50,11 +51,11 @@ def _conv(writer: "Writer", op: Op, inputs: list[str]) -> str:
         "strides": list(op.attrs["stride"]),
         "dilations": list(op.attrs["dilation"]),
         "group": op.attrs["groups"],
-        "pads": _pads(op.attrs["padding"]),
+        "pads": pads(op.attrs["padding"]),
     }
     if op.kind == "conv_transpose":
         padding, added = _uncut(op)
-        attrs |= {"pads": _pads(padding), "output_padding": added}
+        attrs |= {"pads": pads(padding), "output_padding": added}
         return writer.node("ConvTranspose", inputs, _out(op), **attrs)
     return writer.node("Conv", inputs, _out(op), **attrs)
 
@@ -64,15 +65,13 @@ def _uncut(op: Op) -> tuple[tuple[tuple[int, int], ...], list[int]]:
 
     It is the same result, and ONNX Runtime adds fewer rows than its stride alone.
     """
-    stride, added = op.attrs["stride"], op.attrs["output_padding"]
-    cut = op.attrs["padding"]
+    stride, added, cut = (op.attrs[name] for name in ("stride", "output_padding", "padding"))
     both = [min(end, extra) for (_, end), extra in zip(cut, added, strict=True)]
     rest = [extra - n for extra, n in zip(added, both, strict=True)]
     if any(extra >= step for extra, step in zip(rest, stride, strict=True)):
         raise ExportError(
             f"{op.output}: a transposed convolution whose output padding {list(added)} exceeds its "
-            f"padding by its stride {list(stride)} or more; ONNX Runtime adds fewer rows than a "
-            "stride. Pad its output in an operation of its own"
+            f"padding by its stride {list(stride)} or more. Pad its output in a step of its own"
         )
     return tuple((begin, end - n) for (begin, end), n in zip(cut, both, strict=True)), rest
 
@@ -99,7 +98,7 @@ def _pool(writer: "Writer", op: Op, inputs: list[str]) -> str:
     attrs: dict[str, Any] = {
         "kernel_shape": list(op.attrs["kernel"]),
         "strides": list(op.attrs["stride"]),
-        "pads": _pads(op.attrs["padding"]),
+        "pads": pads(op.attrs["padding"]),
         "ceil_mode": int(op.attrs["ceil_mode"]),
     }
     if op.kind == "max_pool":
@@ -156,13 +155,15 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge",
 
 
 def _pad(writer: "Writer", op: Op, inputs: list[str]) -> str:
-    pads = writer.constant(f"{op.output}/pads", _ints(_pads(op.attrs["padding"])))
+    margins = writer.constant(f"{op.output}/pads", _ints(pads(op.attrs["padding"])))
     grid = writer.program.tensor(op.output).grid
     value: np.ndarray = np.asarray(op.attrs["value"], np.float32)
     if grid is not None:
         value = grid.zero_point.astype(grid.qtype.storage)
     fill = writer.constant(f"{op.output}/fill", value)
-    return writer.node("Pad", [inputs[0], pads, fill], _out(op), mode=_PAD_MODES[op.attrs["mode"]])
+    return writer.node(
+        "Pad", [inputs[0], margins, fill], _out(op), mode=_PAD_MODES[op.attrs["mode"]]
+    )
 
 
 def _expand(writer: "Writer", op: Op, inputs: list[str]) -> str:

@@ -171,7 +171,9 @@ def _check_shift(program: IntProgram, op: Op, bounds: NDArray[np.int64]) -> None
         scales[1] = weight_scales(op, program.grid(op.inputs[1]))
     shift = fixed_point_multiplier(real_multiplier(*scales))[1].clip(min=0)
     largest = (bounds * 2.0**shift).max()
-    found = f"sums up to {bounds.max()}, shifted to the left by up to {shift.max()} bits before they "
+    found = (
+        f"sums up to {bounds.max()}, shifted to the left by up to {shift.max()} bits before they "
+    )
     found += f"are multiplied, and 32 bits hold no {largest:.3g}; widen the range of the output"
     _require(bool(largest < 2**31), op, "accumulators", found)
 

@@ -75,7 +75,5 @@ def _refused(unit: Unit, bias: fx.Node | None) -> str:
     if bias is None:
         return "it has no bias"
     if unit.attrs["n_axes"] != 1:
-        return (
-            f"it normalizes over {unit.attrs['n_axes']} axes together, so it has no channels"
-        )
+        return f"it normalizes over {unit.attrs['n_axes']} axes together, so it has no channels"
     return "its bias is shared with another layer" if is_shared(bias) else ""
