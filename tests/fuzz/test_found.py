@@ -124,6 +124,15 @@ def test_a_product_whose_multiplier_shifts_it_out_of_an_int32_is_refused() -> No
     assert "widen the range of the output" in outcome.found
 
 
+def lowered(graph: hs.Graph, network: Network, *in_float: str) -> hs.IntProgram:
+    plan = hs.make_plan(graph, "openvino", calibrator="minmax")
+    for name in in_float:
+        plan = plan.keep_float(name)
+    model = hs.prepare(graph, plan)
+    hs.calibrate(model, [network.example(8, 1)])
+    return hs.lower(model)
+
+
 @pytest.mark.parametrize("padding", [((2, 0), (1, 1)), ((0, 2), (0, 0))])
 @pytest.mark.parametrize("in_float", [False, True])
 def test_openvino_pads_in_front_of_the_stride(padding: Any, in_float: bool, tmp_path: Path) -> None:
@@ -132,11 +141,7 @@ def test_openvino_pads_in_front_of_the_stride(padding: Any, in_float: bool, tmp_
     conv = Step("conv", (1,), {**options, "padding": padding, "groups": 1, "bias": True})
     first = Step("activation", (0,), {"function": "leaky_relu"})
     network = Network(((2, 5, 5),), (first, conv))
-    graph = captured(network)
-    plan = hs.make_plan(graph, "openvino")
-    model = hs.prepare(graph, plan.keep_float("steps.1*") if in_float else plan)
-    hs.calibrate(model, [network.example(8, 1)])
-    program = hs.lower(model)
+    program = lowered(captured(network), network, *(["steps.1*"] if in_float else []))
     hs.export(program, tmp_path / "model.onnx")
     verdict = hs.verify(program, tmp_path / "model.onnx", samples(network, program))
     assert verdict.status is not hs.Status.FAILED
@@ -150,3 +155,27 @@ def test_openvino_is_given_circular_padding_as_places(codes: bool) -> None:
     after = Step("activation", (1,), {"function": "relu"})
     steps = (pad, after) if codes else (pad,)
     assert attempt(Network(((2, 5, 4),), steps), "openvino").status in ("exact", "floats")
+
+
+@pytest.mark.parametrize("batch", [1, 3, 17])
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        Step("global_pool", (1,), {}),
+        Step("reduce", (1,), {"op": "mean", "axes": (1,), "keepdim": False}),
+        Step("reduce", (1,), {"op": "mean", "axes": (1, 2), "keepdim": True}),
+        Step("reduce", (1,), {"op": "sum", "axes": (2,), "keepdim": True}),
+    ],
+    ids=["pool", "mean of one", "mean of all", "sum"],
+)
+def test_openvino_reduces_sequences_rightly_behind_the_first_values(
+    reduction: Step, batch: int, tmp_path: Path
+) -> None:
+    """With anything fused behind it, results from the seventeenth byte on were others."""
+    function = Step("activation", (0,), {"function": "leaky_relu"})
+    again = Step("activation", (2,), {"function": "leaky_relu"})
+    network = Network(((5, 8),), (function, reduction, again))
+    program = lowered(captured(network), network)
+    hs.export(program, tmp_path / "model.onnx")
+    verdict = hs.verify(program, tmp_path / "model.onnx", [network.example(batch, 5)])
+    assert max(site.largest for site in verdict.sites) <= 1

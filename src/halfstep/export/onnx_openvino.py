@@ -1,10 +1,12 @@
 """An integer program as the QDQ model that OpenVINO runs as it is written.
 
-OpenVINO reads what ``onnx_qdq`` writes, with three exceptions:
+OpenVINO reads what ``onnx_qdq`` writes, with four exceptions:
 
 - It has no circular padding, which becomes the places of its values here.
 - It moves the stride of a convolution whose kernel has one value in front of the padding, and makes
   too many values. The padding becomes a node of its own.
+- Its means and sums of values of three axes are right for the first few results alone, where
+  anything is fused behind them. They are given four axes here, of which one has a single place.
 - It fuses a convolution with the addition that alone reads it, and then does not round the codes
   between the two. What is fused also depends on who looks at these codes, so the file that a
   verifier looks into would not be the one that runs. Between a convolution and an addition this
@@ -36,6 +38,9 @@ def export(program: IntProgram, path: str | Path) -> None:
     write_atomically(Path(path), model.SerializeToString())
 
 
+_REDUCED = ("global_avg_pool", "mean", "sum")
+
+
 class OpenVinoWriter(Writer):
     """Keeps the rounding between a convolution and an addition."""
 
@@ -51,6 +56,8 @@ class OpenVinoWriter(Writer):
             self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
         elif op.kind == "conv" and _is_skipped_padding(self.program, op):
             self._write_padded(op, integer)
+        elif op.kind in _REDUCED and len(self._shape(op.inputs[0])) == 3:
+            self._write_reduced(op, integer)
         elif op.kind == "pad" and op.attrs["mode"] == "circular":
             self._rename(self._gathered(op), op.output)
         else:
@@ -72,21 +79,43 @@ class OpenVinoWriter(Writer):
             inputs = [self.dequantized(name, padded), *map(self.dequantized, others)]
             self.quantize(op, onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
         else:
-            lowest = self.constant("float32/lowest", np.array(-np.inf, np.float32))
-            kept = self.node("Max", [padded, lowest], f"{op.output}/kept")
-            inputs = [kept, *map(self.name_of, others)]
+            inputs = [self._kept(padded, op), *map(self.name_of, others)]
             self._rename(onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
+
+    def _write_reduced(self, op: Op, integer: bool) -> None:
+        """With one more axis, of one place."""
+        first, *others = self._shape(op.inputs[0])
+        at = 2 if op.kind == "global_avg_pool" else 1
+        shape = (first, *others[: at - 1], 1, *others[at - 1 :])
+        wide = onnx_ops.reshaped(self, self.name_of(op.inputs[0]), shape, f"{op.output}/wide")
+        axes = tuple(axis + (axis >= at) for axis in op.attrs.get("axes", ()))
+        wider = replace(op, attrs={**op.attrs, "axes": axes})
+        value = self.dequantized(op.inputs[0], wide) if integer else wide
+        value = onnx_ops.EMITTERS[op.kind](self, wider, [value])
+        if integer:
+            self.quantize(op, value, f"{op.output}/codes")
+            value = f"{op.output}/codes"
+        onnx_ops.reshaped(self, value, self._shape(op.output), op.output)
+        self._annotate(op.output)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self.program.tensor(name).shape
 
     def _gathered(self, op: Op) -> str:
         """Circular padding, which OpenVINO does not read, as the places of its values."""
         (value,) = self._unfused_inputs(op)
-        shape = self.program.tensor(op.inputs[0]).shape
+        shape = self._shape(op.inputs[0])
         for axis, margins in enumerate(op.attrs["padding"]):
             if margins != (0, 0):
                 places = np.pad(np.arange(shape[axis]), margins, mode="wrap")
                 index = self.constant(f"{op.output}/places{axis}", places)
                 value = self.node("Gather", [value, index], f"{op.output}/axis{axis}", axis=axis)
         return value
+
+    def _kept(self, value: str, op: Op) -> str:
+        """Real values, out of reach of fusion."""
+        lowest = self.constant("float32/lowest", np.array(-np.inf, np.float32))
+        return self.node("Max", [value, lowest], f"{op.output}/kept")
 
     def _rounded(self, name: str) -> str | None:
         """The codes of a convolution, out of reach of fusion; ``None`` for those of others."""
