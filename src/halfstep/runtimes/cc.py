@@ -130,6 +130,10 @@ class CModel:
                 "it again"
             ) from error
 
+    def constants(self) -> dict[str, Values]:
+        """Nothing: the data in C have no names of sites."""
+        return {}
+
     def integer_kernel_of(self, sites: Collection[str]) -> dict[str, bool]:
         """For each site, whether integers make it: whether what is compiled has no float at all."""
         integer = not floats_in(self.path)
