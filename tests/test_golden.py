@@ -404,7 +404,8 @@ def test_a_result_as_locked_is_accepted(saved: Path, tmp_path: Path) -> None:
         ("{", "a damaged lock"),
         ("[]", "asked for a lock of schema 1, found None"),
         ('{"schema": 2}', "asked for a lock of schema 1, found 2"),
-        ('{"schema": 1}', "a damaged lock"),
+        ('{"schema": 1}', r"a damaged lock \(it lacks 'artifact'\); save the result again"),
+        ('{"schema": 1, "aa": 2}', r"a damaged lock \(it has an unknown 'aa'\); save"),
         ("plan", "plan: asked for files and their SHA-256"),
         ("versions", "versions: asked for names and values"),
     ],
@@ -461,7 +462,7 @@ def test_a_saved_result_is_exported(saved: Path, golden: Path, tmp_path: Path) -
     for name in (LOCK, "plan.yaml"):
         assert (tmp_path / "golden" / name).read_bytes() == (saved / name).read_bytes()
     found = halfstep("export", saved, *data, "--sites", "conv:*", "--samples", 1)
-    assert found.stdout.startswith("1 sites of 1 samples written")
+    assert found.stdout.startswith("1 site of 1 sample written")
     for arguments, words in (
         ([saved, *data, "--sites", "nowhere"], "unknown site 'nowhere'"),
         ([tmp_path, *data], "no saved program"),

@@ -77,7 +77,7 @@ def test_sites_of_float_kernels_do_not_count() -> None:
     sites = (SiteReport("a:out", "conv", "integer", 10), verdict(3, comparable=False).sites[0])
     made = Verdict("onnxruntime", 4, sites)
     assert (made.status, made.mismatches) == (Status.EXACT, 0)
-    assert "1 sites come from float kernels and are not counted (largest distance 3)" in str(made)
+    assert "not counted: 1 site from float kernels (largest distance 3)" in str(made)
 
 
 def test_one_differing_site_is_listed() -> None:

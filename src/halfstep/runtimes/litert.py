@@ -123,6 +123,8 @@ class LiteRTModel:
 
     def _check(self, content: bytes) -> None:
         """Let the runtime verify the file: reading a damaged one in Python may not end."""
+        if not content:
+            raise ExportError(f"{self.path}: not a complete .tflite file (it is empty)")
         self._open(content, 1)
 
     def _open(self, content: bytes, threads: int) -> Any:
