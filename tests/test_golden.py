@@ -228,6 +228,32 @@ def test_damaged_golden_files_are_not_used(
 
 
 @needs_compiler
+@pytest.mark.parametrize("what", ["no folder", "an empty folder", "a file"])
+def test_no_dumps_at_all_are_told_alike(
+    what: str, golden: Path, check_c: Path, tmp_path: Path
+) -> None:
+    dumps = tmp_path / "dumps"
+    if what == "an empty folder":
+        dumps.mkdir()
+    elif what == "a file":
+        dumps.write_text("codes")
+    said = f"error: {dumps}: asked for a folder of the device's dumps, found none of them\n"
+    for found in (in_python(golden, dumps), run(check_c, golden, dumps)):
+        assert (found.returncode, found.stdout, found.stderr) == (2, "", said)
+
+
+@needs_compiler
+def test_no_golden_files_at_all_are_told_alike(golden: Path, check_c: Path, tmp_path: Path) -> None:
+    shutil.copy(golden / "check.py", tmp_path)
+    for found, index in (
+        (in_python(tmp_path, golden), "golden.json"),
+        (run(check_c, tmp_path, golden), "golden.txt"),
+    ):
+        said = f"error: {tmp_path / index}: it cannot be read (No such file or directory)\n"
+        assert (found.returncode, found.stdout, found.stderr) == (2, "", said)
+
+
+@needs_compiler
 def test_one_file_is_compared_alone(golden: Path, dumps: Path, check_c: Path) -> None:
     DUMP_SPECIMENS["one code changed"][0](dumps)
     for name, code in (("002.bin", 1), ("001.bin", 0), ("900.bin", 2)):
