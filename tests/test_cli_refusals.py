@@ -1,5 +1,7 @@
 """What a user gets wrong on the command line: one line that names the option, before long work."""
 
+import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from halfstep import cli
+from halfstep.cli_advice import on_command_line
 
 NETWORK = """
 import torch
@@ -134,6 +137,78 @@ def test_where_there_are_no_sums_nothing_is_proven(net: Path) -> None:
     )
     found = run("prove", net.parent / "out", "--accumulator", "int32")
     assert found.exit_code == 0 and "int32: proven: the sums of all 2 operations" in found.stdout
+
+
+PLAN = "plan.yaml ('halfstep plan --out' writes one, --plan takes it)"
+SPECS = f"under specs in {PLAN}"
+IN_FULL = (
+    "Change the plan with --weight-type int8_narrow, or 'qtype: int8_narrow' for 0:weight "
+    f"{SPECS}, keep the operation in float with 'NAME: float' under executions in plan.yaml, "
+    "or see what it accepts: halfstep list targets"
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            ["--weight-type", "int16"],
+            IN_FULL,
+        ),
+        (
+            ["--activation-type", "uint16"],
+            "Change the plan with --activation-type uint8, or 'qtype: uint8' for input_1:in under ",
+        ),
+        (
+            ["--group-size", 9],
+            "Take one scale a channel with no --group-size, or 'group_size: null' for 0:weight und",
+        ),
+    ],
+)
+def test_advice_names_options_and_lines_of_the_plan(
+    asked: list[object], said: str, net: Path
+) -> None:
+    found = run("plan", f"{net}:tiny", "--data", f"{net}:one_batch", *asked)
+    assert found.exit_code == 2
+    assert said in found.stderr and "plan.edit" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        (
+            "keep it in float with plan.keep_float('a.b')",
+            f"keep it in float with 'a.b: float' under executions in {PLAN}",
+        ),
+        (
+            """plan.edit("it's:out", symmetric=True, qtype='int8')""",
+            f"--activation-type int8, or 'symmetric: true, qtype: int8' for it's:out {SPECS}",
+        ),
+        (
+            "or capture a part: capture(model, example, only='backbone').",
+            "or capture a part: give as MODEL a callable that makes that part alone.",
+        ),
+        ("Try calibrator='mse'", "Try --calibrator mse"),
+        ("ranges by weight_calibrator='mse'", "ranges by --weight-calibrator mse"),
+    ],
+)
+def test_python_becomes_the_command_line(python: str, said: str) -> None:
+    assert on_command_line(python) == said
+
+
+def test_no_advice_stays_in_python() -> None:
+    """Every text of the package that names such a call is one that the command line rewords."""
+    package = Path(cli.__file__).parent
+    call = re.compile(
+        r"plan\.(edit|keep_float)\b|\bcapture\([^)]*only=|search\.(allocate|partially)"
+    )
+    for file in [package / "core" / "target.py", package / "search" / "advice.py"]:
+        for found in ast.walk(ast.parse(file.read_text())):
+            if isinstance(found, ast.JoinedStr):
+                text = "".join(
+                    v.value if isinstance(v, ast.Constant) else "'a'" for v in found.values
+                )
+                assert not call.search(on_command_line(text)), text
 
 
 @pytest.mark.parametrize(

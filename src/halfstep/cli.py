@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from halfstep.cli_advice import on_command_line
 from halfstep.cli_analyze import analyze
 from halfstep.cli_export import export
 from halfstep.cli_verify import prove, verify
@@ -87,7 +88,7 @@ def _misused(error: Any, ctx: Any) -> typer.Exit:
 
 
 def _complain(text: str) -> None:
-    line = " ".join(text.split())
+    line = " ".join(on_command_line(text).split())
     console = Console(stderr=True)
     console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 

@@ -304,7 +304,11 @@ def test_a_missing_compiler_is_said(folder: Path, monkeypatch: pytest.MonkeyPatc
             (8,),
             "1: a layer normalization of",
         ),
-        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.PReLU(3)), (3, 4, 4), "1: no formula on integers"),
+        (
+            nn.Sequential(nn.Conv2d(3, 3, 1), nn.PReLU(3)),
+            (3, 4, 4),
+            "1: no formula on integers for it; take leaky_relu, with one constant slope. Change",
+        ),
         (Call(lambda x: x.softmax(-1)), (1024,), "a softmax of 1024 values has a sum"),
         (Call(lambda x: x.softmax(0)), (4,), "a softmax over the samples of a batch"),
     ],
@@ -317,6 +321,22 @@ def test_what_integers_cannot_is_refused_by_name(
     graph = hs.capture(seeded(module), normal(2, *shape))
     with pytest.raises(PlanError, match=rf"target '{target}' runs integers only, but .*{reason}"):
         hs.make_plan(graph, target)
+
+
+def test_a_refused_operation_is_named_with_its_line_and_what_to_take_instead() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x.mean(1)
+
+    line = forward.__code__.co_firstlineno + 1
+    graph = hs.capture(Call(forward), normal(2, 3, 4, 5))
+    with pytest.raises(PlanError) as raised:
+        hs.make_plan(graph, "c99")
+    assert str(raised.value) == (
+        f"target 'c99' runs integers only, but mean ({__file__}, line {line}): no formula on "
+        "integers for it; take an average pool over height and width, or a linear layer with "
+        "constant weights. Change them in the model, give a part of it without them, or take a "
+        "target that leaves them in float, such as 'onnxruntime'"
+    )
 
 
 def test_products_that_repeat_some_batches_are_refused() -> None:
