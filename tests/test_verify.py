@@ -73,6 +73,11 @@ def test_status(made: Verdict, status: Status, exit_code: int) -> None:
     assert made.to_dict()["status"] == str(status)
 
 
+def test_one_of_a_thing_is_no_plural() -> None:
+    one = str(verdict(0, samples=1)).splitlines()[0]
+    assert one == "exact: 0 of 10 codes differ on 1 site over 1 sample (onnxruntime)"
+
+
 def test_sites_of_float_kernels_do_not_count() -> None:
     sites = (SiteReport("a:out", "conv", "integer", 10), verdict(3, comparable=False).sites[0])
     made = Verdict("onnxruntime", 4, sites)
