@@ -116,9 +116,11 @@ _CONFORMANCE = (
     "on them, at every site that the runtime can show and at the outputs of the file as it will be "
     "deployed. *Largest* is the largest distance of two codes. Sites behind a float kernel "
     "are not counted. *Of float* is the time of one sample as a share of the float model's in the "
-    "same runtime, from the same exporter; two cores, other work beside. What a target refuses, it "
-    "refuses by name. The engine's targets (`reference`) have no artifact. Written by `python -m "
-    "benchmarks conformance`; one model of your own: `halfstep verify --all-targets`."
+    "same runtime, from the same exporter; two cores, other work beside. *Bytes* of C are those of "
+    "its source text; its `cost.md` says the bytes of its constants, which the command line shows. "
+    "What a target refuses, it refuses by name. The engine's targets (`reference`) have no "
+    "artifact. Written by `python -m benchmarks conformance`; one model of your own: `halfstep "
+    "verify --all-targets`."
 )
 _OF_A_TARGET = {
     "target": lambda row: f"`{row['target']}`",

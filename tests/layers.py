@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "recipes": EVERYTHING,
     "report": EVERYTHING,
     "cli": EVERYTHING,
+    "cli_advice": frozenset(),
     "cli_analyze": EVERYTHING,
     "cli_export": EVERYTHING,
     "cli_verify": EVERYTHING,

@@ -57,6 +57,9 @@ class Nearly:
     def integer_kernel_of(self, sites: Sequence[str]) -> Mapping[str, bool]:
         return dict.fromkeys(sites, True)
 
+    def constants(self) -> Codes:
+        return {}
+
 
 def found(
     residual: Lowered, monkeypatch: pytest.MonkeyPatch, bound: int, steps: int, apart: float = 0

@@ -10,7 +10,7 @@ from torch import nn
 import halfstep as hs
 from halfstep.catalog import family
 from halfstep.choices import check_names, check_types, keywords_of, takes_more
-from halfstep.errors import PlanError, UnknownNameError
+from halfstep.errors import PlanError, UnknownNameError, unknown_name
 from halfstep.graph.planner import make_plan
 from halfstep.recipes.choices import check_options, own_options, recipe_options
 from tests.models import Residual, normal, seeded
@@ -71,6 +71,16 @@ def test_values_of_their_type_are_taken(given: dict[str, Any]) -> None:
 def test_values_of_another_type_are_refused(given: dict[str, Any], text: str) -> None:
     with pytest.raises(PlanError, match=f"^{text}$"):
         check_types(given, PARAMETERS)
+
+
+def test_what_resembles_no_name_gets_no_suggestion() -> None:
+    assert str(unknown_name("site", "onnx", ["onnxruntime", "litert"])) == (
+        "unknown site 'onnx': known are litert, onnxruntime"
+    )
+    many = [f"layer{i:02}:out" for i in range(30)]
+    text = str(unknown_name("site", "what", many))
+    assert text.startswith("unknown site 'what': known are layer00:out, ")
+    assert text.endswith(", layer23:out and 6 more")
 
 
 def test_an_unknown_name_comes_with_the_nearest_and_with_all() -> None:

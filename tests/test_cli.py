@@ -264,7 +264,7 @@ def test_a_plan_is_shown_written_edited_and_used(folder: Path) -> None:
         (["--calibrator", "minmx"], "unknown calibrator 'minmx': did you mean 'minmax'?"),
         (["--weight-type", "int16"], "0:weight: asked for int16 per-channel"),
         (["--plan", "absent.yaml"], "absent.yaml: it cannot be read (No such file"),
-        (["--test-data", "absent.npz"], "absent.npz: there is no such file"),
+        (["--test-data", "absent.npz"], "error: --test-data: absent.npz: there is no such file"),
         (["--weights", "absent.safetensors"], "absent.safetensors: there is no such file"),
         (["--mean", "0,x"], "--mean: asked for numbers such as 0.5,0.4,0.4, found 0,x"),
     ],
@@ -289,9 +289,9 @@ def test_a_loader_that_raises_is_named_with_its_batch(option: str, folder: Path)
     result = run("quantize", f"{net}:tiny", *given, "--out", folder / "never")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith(
-        f"error: DATA {net}:breaks_off: batch 2: it failed: OSError: the disk is gone ({net}, line "
-    )
+    named = "" if option == "--data" else f"{option}: "
+    failed = f"DATA {net}:breaks_off: batch 2: it failed: OSError: the disk is gone ({net}, line "
+    assert line.startswith(f"error: {named}{failed}")
     assert not (folder / "never").exists()
 
 

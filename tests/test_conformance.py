@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ import halfstep as hs
 from halfstep.catalog import family
 from halfstep.cli import app
 from halfstep.report.conformance import COLUMNS, cells, conformance_table
+from halfstep.report.latency import Gain
 from halfstep.verdict import SiteReport, Verdict
 from tests.models import Residual, normal, seeded
 
@@ -26,6 +28,8 @@ def test_every_target_with_an_artifact_has_a_row_and_a_proof_where_it_runs() -> 
     assert [row.target for row in rows] == [n for n, t in tables.items() if t.artifact is not None]
     for row in rows:
         assert row.size, row.note
+        assert (row.rom is not None) == row.target.startswith("c99")
+        assert row.rom is None or 0 < row.rom < row.size
         if tables[row.target].run is None:
             assert row.verdict is None and row.note == "written; no runtime here opens it"
         else:
@@ -54,6 +58,23 @@ def test_a_failed_verdict_fails_the_row() -> None:
     assert cells(row)[1:5] == ("failed", "10", "1", "2")
 
 
+def test_the_table_fits_80_columns_and_c_counts_its_constants() -> None:
+    site = SiteReport("a:out", "conv", "integer", compared=451_173_376, mismatches=12, largest=9)
+    verdict = Verdict("c99", samples=64, sites=(site,), integer_in_runtime=1.0)
+    gain = Gain(40_000_000, 10_000_000, 0.002, 0.001, 3)
+    rows = [
+        hs.Conformance("onnxruntime_any", verdict, gain, 11_795_281, ""),
+        hs.Conformance("c99", verdict, None, 53_113_080, "", rom=11_802_345),
+    ]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(conformance_table(rows))
+    lines = [line.split() for line in capture.get().splitlines()[-2:]]
+    seen = ["failed", "451,173,376", "12", "9", "100.00%"]
+    assert lines[0] == ["onnxruntime_any", *seen, "0.50", "11,795,281"]
+    assert lines[1] == ["c99", *seen, "11,802,345"]
+
+
 def test_an_unknown_target_is_named() -> None:
     with pytest.raises(hs.HalfstepError, match="unknown target 'onnxruntim': did you mean"):
         hs.conformance(seeded(Residual()), batches(), targets=["onnxruntim"])
@@ -73,8 +94,9 @@ def test_the_command_line_proves_all_targets(
     done = CliRunner().invoke(app, [*asked, "--samples", "4", "--quiet"])
     assert done.exit_code == 0, done.output
     for name, entry in family("target").items():
-        assert (f" {name} " in done.output) == (entry.load().artifact is not None)
+        assert (f"\n{name} " in done.output) == (entry.load().artifact is not None)
     assert "failed" not in done.output
+    assert "bytes of c99, c99_fixed: read-only data; see cost.md for RAM and code\n" in done.output
 
 
 def test_nothing_proven_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,32 @@ def test_damaged_golden_files_are_not_used(
 
 
 @needs_compiler
+@pytest.mark.parametrize("what", ["no folder", "an empty folder", "a file"])
+def test_no_dumps_at_all_are_told_alike(
+    what: str, golden: Path, check_c: Path, tmp_path: Path
+) -> None:
+    dumps = tmp_path / "dumps"
+    if what == "an empty folder":
+        dumps.mkdir()
+    elif what == "a file":
+        dumps.write_text("codes")
+    said = f"error: {dumps}: asked for a folder of the device's dumps, found none of them\n"
+    for found in (in_python(golden, dumps), run(check_c, golden, dumps)):
+        assert (found.returncode, found.stdout, found.stderr) == (2, "", said)
+
+
+@needs_compiler
+def test_no_golden_files_at_all_are_told_alike(golden: Path, check_c: Path, tmp_path: Path) -> None:
+    shutil.copy(golden / "check.py", tmp_path)
+    for found, index in (
+        (in_python(tmp_path, golden), "golden.json"),
+        (run(check_c, tmp_path, golden), "golden.txt"),
+    ):
+        said = f"error: {tmp_path / index}: it cannot be read (No such file or directory)\n"
+        assert (found.returncode, found.stdout, found.stderr) == (2, "", said)
+
+
+@needs_compiler
 def test_one_file_is_compared_alone(golden: Path, dumps: Path, check_c: Path) -> None:
     DUMP_SPECIMENS["one code changed"][0](dumps)
     for name, code in (("002.bin", 1), ("001.bin", 0), ("900.bin", 2)):
@@ -404,7 +430,8 @@ def test_a_result_as_locked_is_accepted(saved: Path, tmp_path: Path) -> None:
         ("{", "a damaged lock"),
         ("[]", "asked for a lock of schema 1, found None"),
         ('{"schema": 2}', "asked for a lock of schema 1, found 2"),
-        ('{"schema": 1}', "a damaged lock"),
+        ('{"schema": 1}', r"a damaged lock \(it lacks 'artifact'\); save the result again"),
+        ('{"schema": 1, "aa": 2}', r"a damaged lock \(it has an unknown 'aa'\); save"),
         ("plan", "plan: asked for files and their SHA-256"),
         ("versions", "versions: asked for names and values"),
     ],
@@ -461,7 +488,7 @@ def test_a_saved_result_is_exported(saved: Path, golden: Path, tmp_path: Path) -
     for name in (LOCK, "plan.yaml"):
         assert (tmp_path / "golden" / name).read_bytes() == (saved / name).read_bytes()
     found = halfstep("export", saved, *data, "--sites", "conv:*", "--samples", 1)
-    assert found.stdout.startswith("1 sites of 1 samples written")
+    assert found.stdout.startswith("1 site of 1 sample written")
     for arguments, words in (
         ([saved, *data, "--sites", "nowhere"], "unknown site 'nowhere'"),
         ([tmp_path, *data], "no saved program"),

@@ -127,6 +127,20 @@ def test_a_folder_with_foreign_files_is_refused(
     assert names(tmp_path) == before
 
 
+def test_golden_files_are_replaced_with_the_result_that_they_are_of(
+    result: hs.Result, tmp_path: Path
+) -> None:
+    result.save(tmp_path)
+    hs.write_golden(result.program, [normal(1, 3, 6, 6)], tmp_path / "golden")
+    result.save(tmp_path)
+    assert "golden" not in names(tmp_path)
+    hs.write_golden(result.program, [normal(1, 3, 6, 6)], tmp_path / "golden")
+    (tmp_path / "golden" / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match="it holds files of others, such as golden, and saving"):
+        result.save(tmp_path)
+    assert (tmp_path / "golden" / "notes.txt").read_text() == "mine"
+
+
 def test_a_target_without_artifact_gives_the_program_alone(
     without_artifact: hs.Result, tmp_path: Path
 ) -> None:

@@ -8,12 +8,14 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from halfstep.cli_advice import on_command_line
 from halfstep.cli_analyze import analyze
 from halfstep.cli_export import export
 from halfstep.cli_verify import prove, verify
 from halfstep.data import example_of
 from halfstep.errors import DataError, HalfstepError
 from halfstep.graph.capture import capture
+from halfstep.graph.plan import Plan
 from halfstep.graph.planner import make_plan
 from halfstep.images import Preprocessing
 from halfstep.job import print_line, run_job
@@ -37,6 +39,7 @@ from halfstep.options import (
     Weights,
     WeightType,
     chosen,
+    naming,
     preprocessing,
     settings,
 )
@@ -45,23 +48,49 @@ from halfstep.recipes.choices import check_options
 from halfstep.report.coverage import planned_coverage
 from halfstep.report.listing import listing
 from halfstep.result import check_replaceable
-from halfstep.saved import load_plan
 from halfstep.sources import load_data, load_model
 
+# Typer has its own copy of click, or click itself, and exports this class below it alone.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cifar10"
 
 
 class _Commands(TyperGroup):
-    """Errors that Halfstep raises on purpose are one line on standard error, and exit code 2."""
+    """What goes wrong on purpose is one line on standard error, and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except HalfstepError as error:
-            line = " ".join(f"error: {error}".split())
-            console = Console(stderr=True)
-            console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            _complain(f"error: {error}")
             raise typer.Exit(2) from error
+        except _UsageError as error:
+            raise _misused(error, ctx) from error
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options in front of the command; with none at all, the help is shown."""
+        asked = bool(args)  # which parsing takes apart
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            if not asked:
+                raise
+            raise _misused(error, ctx) from error
+
+
+def _misused(error: Any, ctx: Any) -> typer.Exit:
+    """Say what is wrong with the arguments of which command."""
+    command = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".strip()
+    said = error.format_message().rstrip(".")
+    stop = "" if said.endswith("?") else "."
+    _complain(f"{command}: {said}{stop} See {command} --help")
+    return typer.Exit(2)
+
+
+def _complain(text: str) -> None:
+    line = " ".join(on_command_line(text).split())
+    console = Console(stderr=True)
+    console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 app = typer.Typer(
@@ -113,11 +142,12 @@ def quantize(  # noqa: PLR0913 (one parameter an option)
         first_last=first_last,
     )
     if plan is not None:
-        choices["plan"] = load_plan(plan)
+        choices["plan"] = Plan.load(plan)
     asked = settings(options, choices)
     check_options(recipe, asked)
     images = preprocessing(size, mean, std, batch_size)
-    test = None if test_data is None else load_data(test_data, images)
+    with naming("--test-data"):
+        test = None if test_data is None else load_data(test_data, images)
     calibration = load_data(data, images)
     loaded = load_model(model, weights)
     choices |= {"target": target, "recipe": recipe, **asked}

@@ -1,11 +1,13 @@
 """The command ``halfstep analyze``: where a model loses by quantization, and what to try."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 
+from halfstep.cli_advice import on_command_line
 from halfstep.data import example_of
 from halfstep.graph.calibrate import calibrate
 from halfstep.graph.capture import capture
@@ -83,6 +85,7 @@ def analyze(  # noqa: PLR0913 (one parameter an option)
     first: list[tuple[torch.Tensor, ...]] = []
     calibrate(quantized, keeping(whole, graph.inputs, samples, first), progress=progress)
     found = run_analysis(quantized, first, metric=metric, progress=progress)
+    found = replace(found, advice=tuple(map(on_command_line, found.advice)))
     if quiet:
         for line in found.advice:
             print_line(line)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from halfstep.errors import DataError
+from halfstep.errors import DataError, counted
 from halfstep.golden.vectors import write_golden
-from halfstep.job import print_line
+from halfstep.job import print_line, print_shortage
 from halfstep.lock import LOCK, PLAN, Lock
 from halfstep.options import BatchSize, Data, Mean, Quiet, Size, Std, preprocessing
 from halfstep.program.serialize import load_program
@@ -43,7 +43,9 @@ def export(  # noqa: PLR0913 (one parameter an option)
     )
     if not beside:
         print_line(f"without lock.json: {saved} has none; quantize again to have one")
-    print_line(f"{len(index.sites)} sites of {index.samples} samples written to {golden}")
+    written = f"{counted(len(index.sites), 'site')} of {counted(index.samples, 'sample')}"
+    print_line(f"{written} written to {golden}")
+    print_shortage("DATA", index.samples, samples)
 
 
 def _provenance(saved: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from torch import nn
 from halfstep.conformance import conformance
 from halfstep.data import example_of
 from halfstep.errors import DataError
-from halfstep.job import print_line
+from halfstep.job import print_line, print_shortage
 from halfstep.lock import Lock
 from halfstep.options import (
     BatchSize,
@@ -85,6 +85,7 @@ def verify(  # noqa: PLR0913 (one parameter an option)
         stages=compared,
     )
     Console().print(verdict_text(verdict) if quiet else ending(verdict), soft_wrap=True)
+    print_shortage("DATA", verdict.samples, samples)
     if compared and "fake-quantized" not in compared:
         print_line("no fake-quantized model: MODEL with the saved grids gives another program")
     raise typer.Exit(verdict.exit_code)
@@ -105,10 +106,13 @@ def prove(
         str, typer.Option(help="int16_pairs (CPUs without VNNI), int24 or int32")
     ] = "int16_pairs",
 ) -> None:
-    """Bound the sums of products of a saved program, over all inputs that there can be."""
+    """Bound the sums of products of a saved program, over all inputs that there can be.
+
+    Exit code 1: a sum may overflow, or there are none.
+    """
     proof = prove_sums(load_program(saved), accumulator)
     print_line(str(proof))
-    raise typer.Exit(int(not proof.safe))
+    raise typer.Exit(int(not proof.ops or not proof.safe))  # of nothing, nothing is proven
 
 
 def _verify_all(model: nn.Module, batches: Iterable[Any], samples: int | None, quiet: bool) -> int:
@@ -118,5 +122,9 @@ def _verify_all(model: nn.Module, batches: Iterable[Any], samples: int | None, q
     for row in rows:
         if row.verdict is None:
             print_line(f"{row.target}: {row.note}")
+        else:
+            print_shortage(f"{row.target}: DATA", row.verdict.samples, samples)
+    if in_source := [row.target for row in rows if row.rom is not None]:
+        print_line(f"bytes of {', '.join(in_source)}: read-only data; see cost.md for RAM and code")
     # Nothing proven is an error, whatever the reason.
     return max(row.exit_code for row in rows) if any(row.verdict for row in rows) else 2

@@ -5,6 +5,7 @@ a target that refuses it says why. Latencies are those of one sample, beside the
 same runtime.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from halfstep.catalog import family, find
 from halfstep.core.target import Target
 from halfstep.errors import HalfstepError
-from halfstep.files import size_of
+from halfstep.files import Contents, size_of
 from halfstep.progress import Progress, silent
 from halfstep.quantize import quantize
 from halfstep.report.latency import Gain, compare_with_float
@@ -30,6 +31,8 @@ class Conformance:
         verdict: program against artifact; ``None`` if it was refused, or nothing runs it here.
         gain: size and speed against float in the same runtime; ``None`` where there is no float.
         size: bytes of the artifact; ``None`` if there is none.
+        rom: bytes of the read-only data of an artifact that is source code, as it says itself;
+            ``None`` for others.
         note: why there is no verdict or no gain; empty if there are both.
     """
 
@@ -38,6 +41,7 @@ class Conformance:
     gain: Gain | None
     size: int | None
     note: str
+    rom: int | None = None
 
     @property
     def exit_code(self) -> int:
@@ -90,9 +94,10 @@ def _on(
         result = quantize(model, data, target=target.name, verify_samples=samples, **choices)
     except HalfstepError as error:
         return Conformance(target.name, None, None, None, f"refused: {error}")
-    size = None if result.artifact is None else size_of(result.artifact[1])
+    contents = None if result.artifact is None else result.artifact[1]
+    size, rom = (None, None) if contents is None else (size_of(contents), _rom(contents))
     if target.run is None:
-        return Conformance(target.name, None, None, size, "written; no runtime here opens it")
+        return Conformance(target.name, None, None, size, "written; no runtime here opens it", rom)
     gain: Gain | None = None
     note = ""
     if timed:
@@ -100,4 +105,11 @@ def _on(
             gain = compare_with_float(result)
         except HalfstepError as error:
             note = str(error)
-    return Conformance(target.name, result.verdict, gain, size, note)
+    return Conformance(target.name, result.verdict, gain, size, note, rom)
+
+
+def _rom(contents: Contents) -> int | None:
+    """What a folder of C says of its constants."""
+    if isinstance(contents, bytes) or "cost.json" not in contents:
+        return None
+    return int(json.loads(contents["cost.json"])["totals"]["rom"])

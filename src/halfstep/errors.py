@@ -59,13 +59,31 @@ class UnknownNameError(HalfstepError):
     """A name that no catalog, table or graph knows."""
 
 
+def counted(n: int, what: str) -> str:
+    """``n`` of what is called ``what``, if there is one of it."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+# Of names that resemble none of them, so many are listed.
+_LISTED = 24
+
+
 def unknown_name(
     what: str, name: str, known: Iterable[str], *, list_all: bool = False
 ) -> UnknownNameError:
-    """The error for ``name``, with the nearest known names as a suggestion, or else with all."""
+    """The error for ``name``, with the nearest known names as a suggestion, or else with many.
+
+    Args:
+        what: there is none of that name.
+        name: what was asked for.
+        known: the names that there are.
+        list_all: list every one, and beside a suggestion as well.
+    """
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
     hints = [f"did you mean {' or '.join(map(repr, near))}?"] if near else []
     if list_all or not near:
-        hints.append(f"known are {', '.join(names or ['none'])}")
+        listed = names if list_all else names[:_LISTED]
+        more = f" and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
+        hints.append(f"known are {', '.join(listed or ['none'])}{more}")
     return UnknownNameError(f"unknown {what} {name!r}: {' '.join(hints)}")

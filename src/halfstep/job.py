@@ -13,6 +13,7 @@ from halfstep.catalog import find
 from halfstep.core.target import Target
 from halfstep.errors import HalfstepError, RuntimeUnavailableError
 from halfstep.files import write_contents
+from halfstep.options import naming
 from halfstep.progress import on_terminal, silent
 from halfstep.quantize import quantize, stages
 from halfstep.report.coverage import coverage_text
@@ -20,7 +21,7 @@ from halfstep.report.latency import Gain, compare_with_float
 from halfstep.report.table import ending, verdict_text
 from halfstep.result import Result
 from halfstep.runtimes.cc import code_bytes
-from halfstep.sources import samples_of
+from halfstep.sources import Peeked, check_alike, samples_of
 from halfstep.verify import verify
 
 
@@ -48,6 +49,11 @@ def run_job(
         The exit code, which is the verdict's.
     """
     progress = silent if quiet else on_terminal
+    if test is not None:
+        data = Peeked(data)
+        with naming("--test-data"):
+            test = Peeked(test)
+            check_alike(test.head, data.head, model.forward)
     held = 0 if test is not None else samples or 64
     result = quantize(model, data, verify_samples=held, progress=progress, **choices)
     target: Target = find("target", result.program.target)
@@ -65,11 +71,20 @@ def run_job(
     else:
         gain = _gain(result)
         Console().print(ending(result.verdict, gain, result.journal), soft_wrap=True)
+    if result.verdict is not None:
+        what = "DATA" if test is None else "--test-data"
+        print_shortage(what, result.verdict.samples, samples)
     if not quiet:
         if cost := _cost(result):
             print_line(cost)
         print_line(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return result.verdict.exit_code if result.verdict else 0
+
+
+def print_shortage(what: str, found: int, asked: int | None) -> None:
+    """Say so where there are fewer samples than were asked for."""
+    if asked is not None and found < asked:
+        print_line(f"{what} has {found} of the {asked} samples that --samples asks for")
 
 
 def print_line(text: str) -> None:
@@ -81,7 +96,11 @@ def _verified(result: Result, model: nn.Module, data: Iterable[Any], samples: in
     """``result`` with the verdict on other data than it was calibrated on."""
     assert result.artifact is not None
     name, contents = result.artifact
-    with tempfile.TemporaryDirectory() as folder, result.journal.step("verify"):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        result.journal.step("verify"),
+        naming("--test-data"),
+    ):
         path = Path(folder) / name
         write_contents(path, contents)
         batches = samples_of(data, result.program.inputs, samples)

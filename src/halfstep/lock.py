@@ -11,7 +11,7 @@ import math
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,13 @@ class Lock:
         schema = found.pop("schema", None) if isinstance(found, dict) else None
         if schema != SCHEMA:
             raise DataError(f"{path}: asked for a lock of schema {SCHEMA}, found {schema}")
+        wanted = {field.name for field in fields(cls)}
         try:
+            if others := sorted(wanted ^ found.keys()):
+                has = "lacks" if others[0] in wanted else "has an unknown"
+                raise DataError(f"it {has} {others[0]!r}")
             return cls(**found)
-        except (TypeError, DataError) as error:
+        except DataError as error:
             raise DataError(f"{path}: a damaged lock ({error}); save the result again") from error
 
     def to_bytes(self) -> bytes:

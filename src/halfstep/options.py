@@ -1,14 +1,15 @@
 """The options of the command line, and what they stand for in the library."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
-from halfstep.errors import DataError, PlanError
+from halfstep.errors import DataError, PlanError, UnknownNameError
 from halfstep.images import Preprocessing
 
 Model = Annotated[
@@ -73,6 +74,15 @@ def settings(given: Sequence[str] | None, choices: Mapping[str, Any]) -> dict[st
             raise PlanError(f"--set {text}: {name} is given twice; keep one")
         found[name] = _yaml(text, value)
     return found
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Errors about data begin with the option that the data were given by."""
+    try:
+        yield
+    except (DataError, UnknownNameError) as error:
+        raise type(error)(f"{option}: {error}") from error
 
 
 def _yaml(text: str, value: str) -> Any:

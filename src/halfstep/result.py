@@ -11,6 +11,7 @@ from typing import Any
 from halfstep.catalog import family
 from halfstep.errors import ExportError
 from halfstep.files import Contents, size_of, write_contents, write_folder_atomically
+from halfstep.golden.vectors import is_golden
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.lock import LOCK, PLAN, Lock
@@ -64,9 +65,9 @@ class Result:
     def save(self, folder: str | Path) -> None:
         """Write the artifact and what explains it into ``folder``, which is replaced as a whole.
 
-        Beside the artifact: the program (``program.json`` and ``program.safetensors``, and for
-        people ``program.txt``), ``encodings.json``, ``plan.yaml``, ``verdict.json``,
-        ``lock.json`` and, for people, ``report.html``.
+        Golden files that lie in it go with it. Beside the artifact: the program (``program.json``
+        and ``program.safetensors``, and for people ``program.txt``), ``encodings.json``,
+        ``plan.yaml``, ``verdict.json``, ``lock.json`` and, for people, ``report.html``.
 
         Raises:
             ExportError: the folder cannot be written, or holds other files; what stood there
@@ -99,19 +100,23 @@ def check_replaceable(folder: Path) -> None:
     """Raise ``ExportError`` if saving to ``folder`` would delete what Halfstep did not write."""
     if not folder.is_dir():
         return
-    entries = list(folder.iterdir())
-    artifacts = {entry.load().artifact for entry in family("target").values()}
-    foreign = any(path.name not in _FILES | artifacts or _is_foreign(path) for path in entries)
+    entries = sorted(folder.iterdir())
+    foreign = [path.name for path in entries if _is_foreign(path)]
     if entries and (foreign or not (folder / "encodings.json").is_file()):
         raise ExportError(
-            f"{folder}: it holds files of others, and saving replaces the whole folder; "
-            "choose a new or an empty one"
+            f"{folder}: it holds files of others, such as {(foreign or [entries[0].name])[0]}, and "
+            "saving replaces the whole folder; choose a new or an empty one"
         )
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether this is a folder that no exporter wrote: theirs say what is in them."""
-    return path.is_dir() and not (path / "sites.json").is_file()
+    """Whether neither ``save`` nor ``write_golden`` wrote this."""
+    artifacts = {entry.load().artifact for entry in family("target").values()}
+    if path.is_dir():  # exporters say in their folders what is in them
+        return not is_golden(path) and not (
+            path.name in artifacts and (path / "sites.json").is_file()
+        )
+    return path.name not in _FILES | artifacts
 
 
 def encodings(program: IntProgram) -> dict[str, Any]:

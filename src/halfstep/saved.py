@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from halfstep.catalog import find
@@ -66,26 +65,10 @@ def model_stages(saved: Saved, model: nn.Module, example: Example) -> dict[str, 
     The second is left out where it is not what the program came from: ``model`` has other weights,
     or the recipe changed them.
     """
-    quantized = prepare(capture(model, example), load_plan(saved.folder / "plan.yaml"))
+    quantized = prepare(capture(model, example), Plan.load(saved.folder / "plan.yaml"))
     for quantizer in quantized.quantizers():
         quantizer.set_grid(saved.program.grid(quantizer.site))
     found = stages(model, quantized)
     if not same_program(draft(quantized), saved.program):
         del found["fake-quantized"]
     return found
-
-
-def load_plan(path: Path) -> Plan:
-    """Read a plan that ``Plan.save`` wrote.
-
-    Raises:
-        PlanError: the file is missing, not YAML or not a plan.
-    """
-    try:
-        return Plan.load(path)
-    except OSError as error:
-        raise PlanError(f"{path}: it cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: it is not YAML ({' '.join(str(error).split())})") from error
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}") from error

@@ -2,9 +2,10 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import length_hint
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from halfstep.data import batches, check_iterable
+from halfstep.data import batches, check_iterable, example_of
 from halfstep.errors import DataError, HalfstepError, unknown_name
 from halfstep.images import ArrayBatches, FolderBatches, Preprocessing
+from halfstep.quantize import peek
 from halfstep.weights import load_weights
 
 Values = NDArray[Any]
@@ -84,6 +86,53 @@ class _Named:
 
     def __length_hint__(self) -> int:
         return length_hint(self.data)
+
+
+class Peeked:
+    """Data whose first batch is looked at before all of them are read, once.
+
+    Attributes:
+        head: the first batch.
+    """
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self._size = length_hint(data)
+        self.head, self._whole = peek(data)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._whole
+
+    def __length_hint__(self) -> int:
+        return self._size
+
+
+def check_alike(batch: Any, other: Any, forward: Callable[..., Any]) -> None:
+    """Raise ``DataError`` unless ``batch`` has inputs of the types and sizes that ``other`` has.
+
+    Of the form that ``forward`` takes, that is; the number of samples is free.
+    """
+    names = list(inspect.signature(forward).parameters)
+    given, wanted = (_by_name(example_of(b, forward, np.asarray), names) for b in (batch, other))
+    for name, like in wanted.items():
+        if name not in given:
+            raise DataError(f"{name}:in: batch 0: DATA has it, and here is none")
+        found = given[name]
+        if (found.dtype, found.shape[1:]) != (like.dtype, like.shape[1:]):
+            raise DataError(
+                f"{name}:in: batch 0: asked for {_form(like)}, as in DATA; found {_form(found)}"
+            )
+
+
+def _by_name(
+    example: Mapping[str, Values] | Sequence[Values], names: Sequence[str]
+) -> dict[str, Values]:
+    if isinstance(example, Mapping):
+        return dict(example)
+    return dict(zip([*names, *map(str, range(len(example)))], example, strict=False))
+
+
+def _form(values: Values) -> str:
+    return f"{values.dtype} ({', '.join(map(str, ('N', *values.shape[1:])))})"
 
 
 def samples_of(

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from halfstep.errors import counted
+
 _MOST_SITES = 6
 NO_MACS = "none: it has no convolution, linear layer or matrix product"
 
@@ -119,7 +121,8 @@ class Verdict:
     def __str__(self) -> str:
         codes = sum(site.compared for site in self.comparable)
         head = f"{self.status}: {self.mismatches} of {codes} codes differ"
-        where = f"{len(self.comparable)} sites over {self.samples} samples ({self.target})"
+        over = f"{counted(len(self.comparable), 'site')} over {counted(self.samples, 'sample')}"
+        where = f"{over} ({self.target})"
         lines = [f"{head} on {where}"]
         if self.cause:
             lines.append(f"  first divergence: {self.cause}")
@@ -130,15 +133,14 @@ class Verdict:
             for site in differing[:_MOST_SITES]
         ]
         if len(differing) > _MOST_SITES:
-            lines.append(f"  and {len(differing) - _MOST_SITES} more sites")
+            lines.append(f"  and {counted(len(differing) - _MOST_SITES, 'more site')}")
         skipped = [site for site in self.sites if not site.comparable]
         if skipped:
             worst = max(site.largest for site in skipped)
             names = ", ".join(site.site for site in skipped[:_MOST_SITES])
             lines.append(
-                f"  {len(skipped)} sites come from float kernels and are not counted "
-                f"(largest distance {worst}): {names}"
-                + (", ..." if len(skipped) > _MOST_SITES else "")
+                f"  not counted: {counted(len(skipped), 'site')} from float kernels (largest "
+                f"distance {worst}): {names}" + (", ..." if len(skipped) > _MOST_SITES else "")
             )
         if self.bound:
             lines.append(f"  promised: {self.bound} at most, by one operation on equal inputs")

@@ -42,6 +42,10 @@ class Runtime(Protocol):
         """For each site, whether an integer kernel makes it."""
         ...
 
+    def constants(self) -> Mapping[str, Values]:
+        """Numbers of tensors by name, ``NAME/scale`` and ``NAME/zero_point``, as far as named."""
+        ...
+
 
 def verify(
     program: IntProgram,
@@ -190,7 +194,7 @@ class _Comparison:
             sites=tuple(self.reports.values()),
             bound=self.bound,
             end_to_end=tuple(self.whole.values()),
-            cause=self._cause(integer),
+            cause=self._cause(integer, runtime),
             agreement={name: n / self.samples for name, n in self.same.items()},
             accuracy={name: n / self.labelled for name, n in self.right.items()},
             integer_coverage=self.program.integer_coverage(),
@@ -198,7 +202,7 @@ class _Comparison:
             floats=reasons,
         )
 
-    def _cause(self, integer: Mapping[str, bool]) -> str:
+    def _cause(self, integer: Mapping[str, bool], runtime: Runtime) -> str:
         """All inputs of the first differing operation are equal: the cause lies in itself."""
         if not any(report.comparable for report in self.reports.values()):
             return "nothing was compared: no operation makes codes from codes"
@@ -209,7 +213,9 @@ class _Comparison:
             return f"{first.site}: the artifact gives other outputs than with its sites exposed"
         op = self.ops[first.site]
         kernel = op.execution in (Execution.INTEGER, Execution.SCALED)
-        if kernel and op.macs and not integer.get(op.output, False):
+        if other := _other_constant(self.program, op, runtime.constants()):
+            cause = f"{other}: the artifact was not made from this program, or changed since"
+        elif kernel and op.macs and not integer.get(op.output, False):
             cause = "fusion: the runtime runs it in float32"
         elif op.execution is Execution.COPY:
             cause = "layout: codes that should only move were changed"
@@ -222,6 +228,25 @@ class _Comparison:
         else:
             cause = "another grid or formula"
         return f"{first.site}: {op.kind}: {cause}"
+
+
+def _other_constant(program: IntProgram, op: Op, found: Mapping[str, Values]) -> str:
+    """The first number of ``op`` that the artifact has otherwise; empty if it has none."""
+    for name in (*op.inputs, op.output):
+        tensor = program.tensors[name]
+        numbers = {} if tensor.data is None else {name: tensor.data}
+        if tensor.grid is not None:
+            numbers[f"{name}/scale"] = tensor.grid.scale
+            numbers[f"{name}/zero_point"] = tensor.grid.zero_point
+        for what, mine in numbers.items():
+            theirs = found.get(what)
+            if theirs is None:
+                continue
+            if theirs.shape != mine.shape:
+                return f"{what} has shape {list(theirs.shape)} in it, not {list(mine.shape)}"
+            if n_other := int(np.count_nonzero(theirs != mine)):
+                return f"{what} has other numbers in it, {n_other} of {mine.size}"
+    return ""
 
 
 def _check_finite(program: IntProgram, inputs: Sequence[Values], offset: int) -> None:

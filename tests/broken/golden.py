@@ -53,7 +53,7 @@ GOLDEN_SPECIMENS: dict[str, tuple[Damage, str, str]] = {
     "no index": (
         lambda folder: [_remove(name)(folder) for name in ("golden.json", "golden.txt")],
         "golden.json: it cannot be read",
-        "there is no golden.txt",
+        "golden.txt: it cannot be read (No such",
     ),
     "another schema": (
         lambda folder: [

@@ -160,3 +160,64 @@ def test_examples_are_checked():
         hs.capture(model, ([1.0, 2.0],))
     with pytest.raises(DataError, match=r"^input:in: batch 0: it holds NaN or infinity"):
         hs.capture(model, torch.full((2, 4), torch.nan))
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "class"])
+def test_a_name_that_a_graph_cannot_have_is_refused(name):
+    model = nn.Sequential()
+    model.add_module("first", nn.Sequential())
+    model.first.add_module(name, nn.Conv2d(3, 4, 1))
+    found = repr(f"first.{name}{'' if name != 'class' else '.weight'}")
+    with pytest.raises(CaptureError) as raised:
+        hs.capture(model, normal(2, 3, 4, 4))
+    assert str(raised.value) == (
+        f"{found}: torch writes the graph as Python, and {name!r} cannot be a name there: asked "
+        "for one that is no keyword and has no double quote, backslash or line end; rename it"
+    )
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "a-b", "a{b}", "a:b", "a/b", "3", "größe"])
+def test_other_odd_names_are_kept(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.Conv2d(3, 4, 1))
+    model.add_module("class", nn.ReLU())
+    model.add_module("last", nn.Conv2d(4, 2, 1))
+    result = hs.quantize(seeded(model), [normal(4, 3, 4, 4)], verify_samples=2)
+    assert result.verdict.status == "exact"
+    assert f"{name}:out" in result.program.sites
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "found"),
+    [
+        ("1.conv.weight", float("nan"), "weight of 1.conv (Conv2d) holds 2 of 12 values"),
+        ("1.conv.bias", float("-inf"), "bias of 1.conv (Conv2d) holds 2 of 4 values"),
+        ("1.bn.running_var", float("nan"), "running_var of 1.bn (BatchNorm2d) holds 2 of 4 values"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(tensor, value, found):
+    model = nn.Sequential(nn.Identity(), nn.Sequential())
+    model[1].add_module("conv", nn.Conv2d(3, 4, 1))
+    model[1].add_module("bn", nn.BatchNorm2d(4))
+    model.eval().state_dict()[tensor].view(-1)[1:3] = value
+    infinity = "" if "running" in tensor else " or infinity"
+    with pytest.raises(CaptureError) as raised:
+        hs.capture(model, normal(2, 3, 4, 4))
+    assert str(raised.value) == (
+        f"{tensor}: {found} that are NaN{infinity}: asked for numbers; load other weights, or "
+        "train again"
+    )
+
+
+def test_a_parameter_that_nothing_reads_may_be_anything():
+    model = Residual().eval()
+    model.spare = nn.Parameter(torch.full((3,), float("nan")))
+    model.register_buffer("mask", torch.full((1,), float("-inf")))
+    hs.capture(model, normal(2, 3, 4, 4))
+
+
+def test_outputs_that_are_no_numbers_are_not_blamed_on_the_capture():
+    model = Call(lambda conv, x: conv(x) / 0.0, nn.Conv2d(3, 2, 1)).eval()
+    text = r"^output 0: the model itself gives 64 of 64 values that are NaN or infinity, of weights"
+    with pytest.raises(CaptureError, match=text):
+        hs.capture(model, normal(2, 3, 4, 4))

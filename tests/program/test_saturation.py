@@ -284,13 +284,13 @@ def test_the_report_names_channels() -> None:
         str(proof)
         == repr(proof)
         == (
-            "int16_pairs: not proven: the sums of 1 of 1 operations may not fit -32768 to 32767\n"
+            "int16_pairs: not proven: the sums of 1 of 1 operation may not fit -32768 to 32767\n"
             "  y: linear: sums from 0 to 64770; 11 of 12 channels may overflow: "
             "0, 1, 2, 4, 5, 6, 7, 8 and 3 more"
         )
     )
     assert str(prove_sums(program, "int32")) == (
-        "int32: proven: the sums of all 1 operations fit -2147483648 to 2147483647, whatever the "
+        "int32: proven: the sums of 1 operation fit -2147483648 to 2147483647, whatever the "
         "input\n  y: linear: sums from 0 to 129540"
     )
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from halfstep.errors import DataError, ExportError, PlanError, RuntimeUnavailabl
 from halfstep.export.c99.writer import export, runtime_files
 from halfstep.images import Preprocessing
 from halfstep.job import run_job
-from halfstep.runtimes import cc
+from halfstep.runtimes import c_compiler, cc
 from halfstep.saved import open_saved
 from halfstep.sources import load_data, load_model
 from halfstep.verify import verify
@@ -196,12 +197,18 @@ def test_integer_sources_have_no_floats_and_no_allocation(folder: Path, tmp_path
 def test_the_compiler_makes_no_floating_point_instructions(folder: Path, tmp_path: Path) -> None:
     """Without the registers of floats, the compiler refuses whatever needs one."""
     flags = ["-std=c99", "-O2", *WARNINGS, "-mgeneral-regs-only", "-c"]
-    asked = [cc.compiler(), "-mgeneral-regs-only", "-E", "-"]
+    asked = [c_compiler.compiler(), "-mgeneral-regs-only", "-E", "-"]
     known = subprocess.run(asked, input=b"", capture_output=True, check=False).returncode == 0
     if not known:
         pytest.skip("this compiler does not know -mgeneral-regs-only")
     for file in folder.glob("*.c"):
-        compile_it = [cc.compiler(), *flags, str(file), "-o", str(tmp_path / f"{file.stem}.o")]
+        compile_it = [
+            c_compiler.compiler(),
+            *flags,
+            str(file),
+            "-o",
+            str(tmp_path / f"{file.stem}.o"),
+        ]
         assert subprocess.run(compile_it, check=False).returncode == 0, file.name
     if shutil.which("objdump"):
         disassemble = ["objdump", "-d", *map(str, tmp_path.glob("*.o"))]
@@ -229,9 +236,55 @@ def test_a_damaged_folder_is_named(folder: Path, tmp_path: Path) -> None:
         cc.CModel(folder).run([np.zeros((2, 4, 3, 3), np.float32)])
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
-    (broken / "halfstep_conv.c").write_text("int")
-    with pytest.raises(ExportError, match=r"refuses .*halfstep_conv.*error"):
+    (broken / "cost.json").write_text('{"totals": {}}')
+    with pytest.raises(ExportError, match=r"broken/cost.json: it says nothing of cycles; export"):
         cc.CModel(broken)
+
+
+def test_what_does_not_compile_is_named_by_its_own_file(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    manifest = (broken / "sites.json").read_text()
+    prefix = json.loads(manifest)["name"]
+    for name, text, said in (
+        ("halfstep_conv.c", "int", "/halfstep_conv.c: {} refuses it: .*error"),
+        (f"{prefix}.c", f'#include "{prefix}.h"\n', ": {} refuses it: .*undefined reference"),
+        (
+            "sites.json",
+            manifest.replace('"x"', '"9"'),
+            ": the program around the model: {} refuses",
+        ),
+    ):
+        right = (broken / name).read_text()
+        (broken / name).write_text(text)
+        compiler = re.escape(c_compiler.compiler())
+        with pytest.raises(ExportError, match=f"^{broken}{said.format(compiler)}") as raised:
+            cc.CModel(broken)
+        assert f"{tempfile.gettempdir()}/tmp" not in str(raised.value)
+        (broken / name).write_text(right)
+
+
+def test_a_model_that_never_ends_is_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = tmp_path / "endless"
+    shutil.copytree(folder, endless)
+    prefix = json.loads((endless / "sites.json").read_text())["name"]
+    model = endless / f"{prefix}.c"
+    called = model.read_text().replace(
+        "    memcpy(", "    for (volatile int i = 1; i;) {}\n    memcpy("
+    )
+    model.write_text(called)
+    monkeypatch.setattr(cc, "_START_SECONDS", 0.5)
+    said = f"^{endless}: the compiled model did not end: asked for 2 samples within . seconds"
+    with pytest.raises(ExportError, match=said):
+        cc.CModel(endless).run([np.zeros((2, 4, 12, 10), np.float32)])
+    assert cc.CModel(folder).run([np.zeros((2, 4, 12, 10), np.float32)])
+
+
+def test_the_header_says_what_its_conversions_are_linked_with(folder: Path) -> None:
+    header = (folder / "key_word_spotter.h").read_text()
+    assert "Compile with\n * -DHALFSTEP_FLOAT, and link with -lm. */" in header
 
 
 def test_a_missing_compiler_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +304,11 @@ def test_a_missing_compiler_is_said(folder: Path, monkeypatch: pytest.MonkeyPatc
             (8,),
             "1: a layer normalization of",
         ),
-        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.PReLU(3)), (3, 4, 4), "1: no formula on integers"),
+        (
+            nn.Sequential(nn.Conv2d(3, 3, 1), nn.PReLU(3)),
+            (3, 4, 4),
+            "1: no formula on integers for it; take leaky_relu, with one constant slope. Change",
+        ),
         (Call(lambda x: x.softmax(-1)), (1024,), "a softmax of 1024 values has a sum"),
         (Call(lambda x: x.softmax(0)), (4,), "a softmax over the samples of a batch"),
     ],
@@ -264,6 +321,22 @@ def test_what_integers_cannot_is_refused_by_name(
     graph = hs.capture(seeded(module), normal(2, *shape))
     with pytest.raises(PlanError, match=rf"target '{target}' runs integers only, but .*{reason}"):
         hs.make_plan(graph, target)
+
+
+def test_a_refused_operation_is_named_with_its_line_and_what_to_take_instead() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x.mean(1)
+
+    line = forward.__code__.co_firstlineno + 1
+    graph = hs.capture(Call(forward), normal(2, 3, 4, 5))
+    with pytest.raises(PlanError) as raised:
+        hs.make_plan(graph, "c99")
+    assert str(raised.value) == (
+        f"target 'c99' runs integers only, but mean ({__file__}, line {line}): no formula on "
+        "integers for it; take an average pool over height and width, or a linear layer with "
+        "constant weights. Change them in the model, give a part of it without them, or take a "
+        "target that leaves them in float, such as 'onnxruntime'"
+    )
 
 
 def test_products_that_repeat_some_batches_are_refused() -> None:

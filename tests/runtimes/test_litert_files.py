@@ -190,7 +190,12 @@ def test_a_computed_weight_has_no_form(tmp_path: Path) -> None:
 def test_damaged_and_foreign_files_are_refused(made: dict[str, Lowered], tmp_path: Path) -> None:
     good = exported(made["litert_ref"], tmp_path).read_bytes()
     bad = tmp_path / "bad.tflite"
-    for content in (b"", b"TFL3", good[: len(good) // 2], good[:100], b"\x00" * 4000):
+    bad.write_bytes(b"")
+    with pytest.raises(
+        ExportError, match=r"bad\.tflite: not a complete .tflite file \(it is empty"
+    ):
+        ReferenceKernels(bad)
+    for content in (b"TFL3", good[: len(good) // 2], good[:100], b"\x00" * 4000):
         bad.write_bytes(content)
         with pytest.raises(ExportError, match=r"bad\.tflite: LiteRT refuses it: "):
             ReferenceKernels(bad)

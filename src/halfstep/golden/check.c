@@ -5,9 +5,10 @@
  *
  * GOLDEN holds golden.txt and the golden files, DUMPS a file of the same name, type and order for
  * each site. FILE, such as 003.bin, compares that one alone. Exit codes: 0, all codes are equal; 1,
- * some are not; 2, the golden files themselves cannot be used.
+ * some are not; 2, the golden files themselves cannot be used, or there is no dump at all.
  */
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -170,6 +171,24 @@ static bool parse(char *line, struct entry *entry)
     return entry->type != NULL && entry->samples > 0 && entry->values > 0;
 }
 
+/* Whether DUMPS holds any of the files; whether there is a folder, C99 cannot ask. The index is read
+ * on from where it was. */
+static bool has_dumps(FILE *index, const char *dumps)
+{
+    static char line[4096];
+    const long start = ftell(index);
+    FILE *dump = NULL;
+    struct entry entry;
+    while (dump == NULL && fgets(line, sizeof line, index) != NULL) {
+        dump = parse(line, &entry) ? open_in(dumps, entry.file) : NULL;
+    }
+    fseek(index, start, SEEK_SET);
+    if (dump != NULL) {
+        fclose(dump);
+    }
+    return dump != NULL;
+}
+
 static int check(FILE *index, const char *golden, const char *dumps, const char *only)
 {
     static char line[4096], first[4096];
@@ -177,6 +196,11 @@ static int check(FILE *index, const char *golden, const char *dumps, const char 
     if (fgets(line, sizeof line, index) == NULL
         || strncmp(line, FIRST_LINE, strlen(FIRST_LINE)) != 0) {
         fprintf(stderr, "error: golden.txt: asked for '" FIRST_LINE "' in its first line\n");
+        return UNUSABLE;
+    }
+    if (!has_dumps(index, dumps)) {
+        fprintf(stderr, "error: %s: asked for a folder of the device's dumps, found none of them\n",
+                dumps);
         return UNUSABLE;
     }
     while (fgets(line, sizeof line, index) != NULL) {
@@ -212,7 +236,8 @@ static int check(FILE *index, const char *golden, const char *dumps, const char 
     if (wrong > 0) {
         printf("failed: %ld of %ld sites differ\nfirst divergence: %s\n", wrong, compared, first);
     } else {
-        printf(compared > 0 ? "equal: %ld sites\n" : "nothing was compared: %ld sites\n", compared);
+        const char *const found = compared == 1 ? "equal: %ld site\n" : "equal: %ld sites\n";
+        printf(compared > 0 ? found : "nothing was compared: %ld sites\n", compared);
     }
     return wrong > 0 || compared == 0 ? DIFFERENT : EQUAL;
 }
@@ -225,7 +250,8 @@ int main(int n, char **arguments)
     }
     FILE *index = open_in(arguments[1], "golden.txt");
     if (index == NULL) {
-        fprintf(stderr, "error: %s: there is no golden.txt in it\n", arguments[1]);
+        fprintf(stderr, "error: %s/golden.txt: it cannot be read (%s)\n", arguments[1],
+                strerror(errno));
         return UNUSABLE;
     }
     const int result = check(index, arguments[1], arguments[2], n == 4 ? arguments[3] : NULL);

@@ -4,7 +4,7 @@
 
 DUMPS holds a file for each site, of the same name, type and order as the golden one. NAME, a site
 or its file, compares that one alone. Exit codes: 0, all codes are equal; 1, some are not; 2, the
-golden files themselves cannot be used.
+golden files themselves cannot be used, or there is no dump at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 class UnusableError(Exception):
-    """The golden files are missing, damaged, or do not have what is asked for."""
+    """The golden files are missing, damaged, or lack what is asked for; or there is no dump."""
 
 
 def load_index(golden: Path) -> dict[str, Any]:
@@ -26,7 +26,8 @@ def load_index(golden: Path) -> dict[str, Any]:
     try:
         index: Any = json.loads((golden / "golden.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UnusableError(f"{golden / 'golden.json'}: it cannot be read ({error})") from error
+        words = getattr(error, "strerror", None) or error
+        raise UnusableError(f"{golden / 'golden.json'}: it cannot be read ({words})") from error
     if not isinstance(index, dict) or index.get("schema") != 1:
         raise UnusableError(f"{golden / 'golden.json'}: asked for an index of schema 1")
     return index
@@ -93,8 +94,10 @@ def check(golden: Path, dumps: Path, name: str | None) -> int:
     sites = [s for s in index["sites"] if name is None or name in (s["name"], s["file"])]
     if not sites:
         raise UnusableError(f"{name}: no such site or file in {golden / 'golden.json'}")
-    if not dumps.is_dir():
-        raise UnusableError(f"{dumps}: asked for a folder of the device's dumps")
+    if not any((dumps / site["file"]).is_file() for site in index["sites"]):
+        raise UnusableError(
+            f"{dumps}: asked for a folder of the device's dumps, found none of them"
+        )
     compared: dict[str, str] = {}
     left_out = 0
     for site in sites:
@@ -111,7 +114,11 @@ def check(golden: Path, dumps: Path, name: str | None) -> int:
         print(f"failed: {len(wrong)} of {len(compared)} sites differ{beside}")
         print(f"first divergence: {wrong[0]['name']}: {cause(wrong[0], compared)}")
     elif compared:
-        print(f"equal: {len(compared)} sites over {index['samples']} samples{beside}")
+        sites_, samples = (
+            f"{n} {what}{'' if n == 1 else 's'}"
+            for n, what in ((len(compared), "site"), (index["samples"], "sample"))
+        )
+        print(f"equal: {sites_} over {samples}{beside}")
     else:
         print(f"nothing was compared{beside}")
     return int(bool(wrong) or not compared)

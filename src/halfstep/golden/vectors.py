@@ -91,12 +91,23 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         return
     names = sorted(path.name for path in folder.iterdir())
-    foreign = [name for name in names if name not in _OWN and not _VALUES.fullmatch(name)]
-    if names and (foreign or INDEX not in names):
+    if names and not is_golden(folder):
+        foreign = _foreign(names) or names
         raise ExportError(
-            f"{folder}: it holds files of others, such as {(foreign or names)[0]}, and the whole "
+            f"{folder}: it holds files of others, such as {foreign[0]}, and the whole "
             "folder is replaced; choose a new or an empty one"
         )
+
+
+def is_golden(folder: Path) -> bool:
+    """Whether a folder holds golden files and nothing else."""
+    names = [path.name for path in folder.iterdir()]
+    return INDEX in names and not _foreign(names)
+
+
+def _foreign(names: Iterable[str]) -> list[str]:
+    """What ``write_golden`` did not write."""
+    return [name for name in names if name not in _OWN and not _VALUES.fullmatch(name)]
 
 
 def _singles(program: IntProgram, data: Iterable[Any], limit: int) -> Iterator[tuple[Values, ...]]:

@@ -18,6 +18,7 @@ from halfstep.graph.batchnorm import fold_batchnorm
 from halfstep.graph.canonical import canonicalize
 from halfstep.graph.constants import fold_constants
 from halfstep.graph.eager import first_line, is_users, original, run_eagerly, users_line
+from halfstep.graph.named_tensors import check_finite, check_float32, check_names
 from halfstep.graph.parameters import fold_computed_weights, separate_roles
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -56,13 +57,15 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
         only: the name of a submodule to capture alone; ``example_inputs`` are that submodule's.
 
     Raises:
-        CaptureError: the export refuses the model, or its graph computes something else.
+        CaptureError: the export refuses the model, its graph computes something else, or its
+            weights or outputs are no numbers.
         DataError: the model itself cannot run on the example.
     """
     model = original(model)
     if only is not None:
         model = _submodule(model, only)
-    _check_float32(model)
+    check_float32(model)
+    check_names(model)
     was_training = model.training
     # Attention in one fused kernel rounds in another order than the operations that are captured.
     was_fused = torch.backends.mha.get_fastpath_enabled()
@@ -75,6 +78,7 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
         example = tuple(inputs.values())
         expected = run_eagerly(model, inputs, given, by_name)
         module, output_spec = _export(model, inputs, by_name)
+        check_finite(module.graph, model)
         with torch.no_grad():
             _compare(module, example, expected, tolerance=0.0)
             canonicalize(module)
@@ -180,15 +184,6 @@ def _check_batch_is_free(model: nn.Module, program: torch.export.ExportedProgram
             )
 
 
-def _check_float32(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            raise CaptureError(
-                f"{name}: asked for float32, found {parameter.dtype}; use model.float() and "
-                "float32 data"
-            )
-
-
 def _refusal(model: nn.Module, error: Exception) -> str:
     """Which line of the model was refused, in torch's words, and what to do about it."""
     user = users_line(error)
@@ -213,6 +208,13 @@ def _compare(
     if len(found) != len(wanted):
         raise CaptureError(f"the model gives {len(wanted)} tensors, its graph {len(found)}")
     for index, (f, w) in enumerate(zip(found, wanted, strict=True)):
+        if w.is_floating_point() and not torch.isfinite(w).all():
+            n_wrong = int((~torch.isfinite(w)).sum())
+            raise CaptureError(
+                f"output {index}: the model itself gives {n_wrong} of {w.numel()} values that are "
+                "NaN or infinity, of weights that are finite: asked for numbers; look for a "
+                "division by zero, the root or logarithm of what may be negative, or an overflow"
+            )
         bound = tolerance * float(w.abs().max()) if w.is_floating_point() and w.numel() else 0.0
         distance = float((f - w).abs().max()) if w.is_floating_point() and w.numel() else 0.0
         if f.shape != w.shape or not distance <= bound:

@@ -1,6 +1,7 @@
 """The model as it is, run on the example: what does not fit, its own modules say best."""
 
 import copy
+import re
 import sysconfig
 import traceback
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from halfstep.errors import CaptureError, DataError
+
+_FRAME = re.compile(r'File "(.+?)", line (\d+)')
 
 
 def original(model: Any) -> nn.Module:
@@ -92,6 +95,13 @@ def is_users(filename: str) -> bool:
     libraries = (torch.__path__[0], str(Path(__file__).parents[1]))
     of_python = filename.startswith(sysconfig.get_path("stdlib")) and "-packages" not in filename
     return not of_python and not filename.startswith(libraries)
+
+
+def written_at(node: fx.Node) -> str:
+    """Where in a file of the user's the operation of a captured node stands; "" if in none."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [(file, line) for file, line in frames if is_users(file) and Path(file).is_file()]
+    return f" ({own[-1][0]}, line {own[-1][1]})" if own else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """What to do with every site of a graph, as data: printed, edited, compared and saved."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
@@ -136,6 +136,10 @@ class Plan:
         Raises:
             PlanError: a field is missing or not of its type.
         """
+        if not isinstance(data, Mapping):
+            raise PlanError("this is not a saved plan: it does not hold names and values")
+        if missing := [field.name for field in fields(cls) if field.name not in data]:
+            raise PlanError(f"this is not a saved plan: it has no {missing[0]!r}")
         try:
             return cls(
                 data["target"],
@@ -145,7 +149,8 @@ class Plan:
                 {name: Execution(how) for name, how in data["executions"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"this is not a saved plan: {type(error).__name__}: {error}") from error
+            found = f"a value of another form ({type(error).__name__}: {error})"
+            raise PlanError(f"this is not a saved plan: {found}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan as YAML; complete or not at all."""
@@ -158,13 +163,19 @@ class Plan:
         """Read a plan that ``save`` wrote.
 
         Raises:
-            PlanError: the file holds no plan.
+            PlanError: the file cannot be read, or holds no plan.
         """
         try:
-            data = yaml.safe_load(Path(path).read_text())
+            return cls.from_dict(yaml.safe_load(Path(path).read_text()))
+        except OSError as error:
+            raise PlanError(f"{path}: it cannot be read ({error.strerror})") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise PlanError(f"{path}: this is not a saved plan: it is no YAML: {error}") from error
-        return cls.from_dict(data)
+            words = " ".join(str(error).split())
+            raise PlanError(
+                f"{path}: this is not a saved plan: it is not YAML ({words})"
+            ) from error
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
 
     def __repr__(self) -> str:
         return str(self)  # what a notebook shows

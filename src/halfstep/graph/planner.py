@@ -13,6 +13,7 @@ from halfstep.core.spec import QuantSpec
 from halfstep.core.target import OpRule, Target
 from halfstep.errors import PlanError
 from halfstep.graph.capture import Graph
+from halfstep.graph.eager import written_at
 from halfstep.graph.match import MASK_REASON, Unit, Units, find_units
 from halfstep.graph.placement import (
     QUANTIZED,
@@ -88,7 +89,7 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
     for site, spec in specs.items():
         check_spec(table, site, spec, spec.axis)
     plan = Plan(target, specs, _copies(units, how, table), floats, how)
-    _refuse_islands(table, plan)
+    _refuse_islands(table, plan, units)
     return plan if first_last is None else _with_ends(plan, units, QType.parse(first_last))
 
 
@@ -235,7 +236,14 @@ def _with_ends(plan: Plan, units: Units, qtype: QType) -> Plan:
     return plan
 
 
-def _refuse_islands(target: Target, plan: Plan) -> None:
+def _refuse_islands(target: Target, plan: Plan, units: Units) -> None:
     if target.integer_only and plan.floats:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in plan.floats.items())
-        raise PlanError(f"target '{target.name}' runs integers only, but {listed}")
+        nodes = {unit.name: unit.head for unit in units.units}
+        listed = "; ".join(
+            f"{name}{written_at(nodes[name])}: {reason}" for name, reason in plan.floats.items()
+        )
+        raise PlanError(
+            f"target '{target.name}' runs integers only, but {listed}. Change them in the model, "
+            "give a part of it without them, or take a target that leaves them in float, such as "
+            "'onnxruntime'"
+        )

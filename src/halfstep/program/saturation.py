@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from halfstep.core.execution import Execution
 from halfstep.core.qtype import PAIR_SUM_BITS
-from halfstep.errors import unknown_name
+from halfstep.errors import counted, unknown_name
 from halfstep.program.bounds import WEIGHTED, accumulator_bounds, weight_rows
 from halfstep.program.code_ranges import Range, code_ranges, read_range
 from halfstep.program.ir import IntProgram, Op
@@ -100,12 +100,17 @@ class SumsProof:
         return str(self)  # what a notebook shows
 
     def __str__(self) -> str:
+        if not self.ops:
+            return (
+                f"{self.accumulator}: nothing to prove: no operation adds products of codes in it"
+            )
         limit = 1 << (self.bits - 1)
         fit = f"fit {-limit} to {limit - 1}"
-        head = f"proven: the sums of all {len(self.ops)} operations {fit}, whatever the input"
+        every = counted(len(self.ops), "operation")
+        of_all = f"all {every}" if len(self.ops) > 1 else every
+        head = f"proven: the sums of {of_all} {fit}, whatever the input"
         if not self.safe:
-            head = f"not proven: the sums of {len(self.unsafe)} of {len(self.ops)} operations may "
-            head += f"not {fit}"
+            head = f"not proven: the sums of {len(self.unsafe)} of {every} may not {fit}"
         return "\n".join([f"{self.accumulator}: {head}", *(f"  {op}" for op in self.ops)])
 
 

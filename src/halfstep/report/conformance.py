@@ -11,7 +11,7 @@ COLUMNS = (
     "verdict",
     "codes",
     "differing",
-    "largest",
+    "up to",
     "integer MACs",
     "of float",
     "bytes",
@@ -19,8 +19,12 @@ COLUMNS = (
 
 
 def cells(row: Conformance) -> tuple[str, ...]:
-    """One row, in the order of ``COLUMNS``; what there is not, is empty."""
-    size = "" if row.size is None else f"{row.size:,}"
+    """One row, in the order of ``COLUMNS``; what there is not, is empty.
+
+    The bytes are those that a device holds: of source code, its constants.
+    """
+    held = row.size if row.rom is None else row.rom
+    size = "" if held is None else f"{held:,}"
     if row.verdict is None:
         return (row.target, "refused" if row.size is None else "not run", *[""] * 5, size)
     sites = row.verdict.comparable
@@ -38,10 +42,19 @@ def cells(row: Conformance) -> tuple[str, ...]:
 
 
 def conformance_table(rows: Sequence[Conformance]) -> Table:
-    """All rows for the terminal."""
-    table = Table(title="conformance", title_justify="left")
+    """All rows for the terminal: within 80 columns, where headers break and no cell does."""
+    table = Table(
+        title="conformance",
+        title_justify="left",
+        box=None,
+        padding=(0, 1),
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in COLUMNS:
-        table.add_column(column, overflow="fold")
+        in_words = column in ("target", "verdict")
+        header = column.replace(" ", "\n")
+        table.add_column(header, justify="left" if in_words else "right", overflow="fold")
     for row in rows:
         table.add_row(*cells(row))
     return table

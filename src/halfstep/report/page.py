@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from halfstep.core.execution import Execution
+from halfstep.errors import counted
 from halfstep.journal import Journal
 from halfstep.program.ir import IntProgram
 from halfstep.report.chart import Bar, bar_chart
@@ -74,7 +75,8 @@ def _header(program: IntProgram, verdict: Verdict | None, status: str) -> Markup
         codes = sum(site.compared for site in places)
         found = (
             f"{verdict.mismatches:,} of {codes:,} codes differ between what was simulated and "
-            f"what runs: {len(places)} sites, {verdict.samples:,} samples."
+            f"what runs: {counted(len(places), 'site')}, {verdict.samples:,} "
+            f"sample{'' if verdict.samples == 1 else 's'}."
         )
         parts.append(tag("p", found))
         if verdict.cause:

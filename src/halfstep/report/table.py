@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from halfstep.errors import counted
 from halfstep.journal import Journal
 from halfstep.report.latency import Gain
 from halfstep.verdict import Status, Verdict
@@ -43,7 +44,7 @@ def verdict_text(verdict: Verdict) -> Text:
         for site in differing[:_MOST_NAMES]
     ]
     if len(differing) > _MOST_NAMES:
-        lines.append(f"  and {len(differing) - _MOST_NAMES} more sites")
+        lines.append(f"  and {counted(len(differing) - _MOST_NAMES, 'more site')}")
     text = Text("\n".join(lines))
     text.stylize(_STYLES[verdict.status], 0, len(str(verdict.status)))
     return text

@@ -5,17 +5,13 @@ computes; a crash of it, or a sanitizer's complaint, is an error with its words.
 codes by the model's own conversions in C.
 """
 
-import atexit
-import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import tempfile
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfstep.errors import ExportError, RuntimeUnavailableError
+from halfstep.runtimes.c_compiler import STANDARD, compiled, linked, preprocessed
 
 Values = NDArray[np.generic]
 
-_MANIFEST = "sites.json"
-_STANDARD = ("-std=c99", "-ffp-contract=off")
+_MANIFEST, _COST = "sites.json", "cost.json"
 _FAST = ("-O3",)
+# The time that a model may take, far above what it needs: so much to begin with, and for each
+# sample what a core with so many of its estimated cycles a second would take.
+_START_SECONDS = 60.0
+_CYCLES_PER_SECOND = 50e6
 _OF_FLOATS = re.compile(r"\b(?:float|double)\b")
 _HARNESS = """\
 #include <stdio.h>
@@ -64,7 +64,7 @@ class CModel:
         flags: of the compiler, such as those of sanitizers.
 
     Raises:
-        ExportError: the folder is not a model in C, lacks a site, or does not compile.
+        ExportError: the folder is not a complete model in C, lacks a site, or does not compile.
         RuntimeUnavailableError: this machine has no C compiler.
     """
 
@@ -72,7 +72,8 @@ class CModel:
         self, path: str | Path, sites: Collection[str] = (), flags: Sequence[str] = _FAST
     ) -> None:
         self.path = Path(path)
-        self._manifest = _load(self.path)
+        self._manifest = _read(self.path / _MANIFEST)
+        self._cycles = _cycles(self.path / _COST)
         self.outputs = tuple(output["name"] for output in self._manifest["outputs"])
         known = {site["name"] for site in self._manifest["sites"]}
         missing = [site for site in sites if site not in known | set(self.outputs)]
@@ -90,13 +91,14 @@ class CModel:
         """Outputs and asked-for sites by name, for inputs in the order of the model.
 
         Raises:
-            ExportError: inputs that the model does not take, or a crash of the program.
+            ExportError: inputs that the model does not take, or a program that crashes or does not
+                end.
         """
         ports = self._manifest["inputs"]
         n_samples = len(inputs[0])
         given = [_in_memory(x, port, self.path) for x, port in zip(inputs, ports, strict=True)]
         samples = b"".join(row.tobytes() for i in range(n_samples) for row in (x[i] for x in given))
-        done = subprocess.run([str(self._program)], input=samples, capture_output=True, check=False)
+        done = self._ended(samples, n_samples)
         outputs = [{**port, "type": "float32"} for port in self._manifest["outputs"]]
         kinds = [*self._traced, *outputs]
         sizes = [int(np.prod(k["shape"])) * np.dtype(_stored(k)).itemsize for k in kinds]
@@ -114,6 +116,24 @@ class CModel:
         }
         return {name: found[name] for name in (*self.outputs, *self.sites)}
 
+    def _ended(self, samples: bytes, n_samples: int) -> "subprocess.CompletedProcess[bytes]":
+        """The program, run to its end, or killed when it takes far longer than it can need."""
+        limit = _START_SECONDS + n_samples * self._cycles / _CYCLES_PER_SECOND
+        try:
+            return subprocess.run(
+                [str(self._program)], input=samples, capture_output=True, check=False, timeout=limit
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(
+                f"{self.path}: the compiled model did not end: asked for {n_samples} samples "
+                f"within {limit:.0f} seconds, found it still running. Was its code changed? Export "
+                "it again"
+            ) from error
+
+    def constants(self) -> dict[str, Values]:
+        """Nothing: the data in C have no names of sites."""
+        return {}
+
     def integer_kernel_of(self, sites: Collection[str]) -> dict[str, bool]:
         """For each site, whether integers make it: whether what is compiled has no float at all."""
         integer = not floats_in(self.path)
@@ -125,7 +145,7 @@ def floats_in(folder: Path) -> list[str]:
     found = []
     for file in sorted(folder.glob("*.c")):
         if not file.name.endswith("_data.c"):
-            code = _compiler_run([*_STANDARD, "-E", "-P", str(file)])
+            code = preprocessed(file, STANDARD)
             found += [file.name] if _OF_FLOATS.search(code.decode()) else []
     return found
 
@@ -143,33 +163,25 @@ def code_bytes(folder: Path) -> int:
     if size is None:
         raise RuntimeUnavailableError("measuring code needs the program size: install binutils")
     sources = [file for file in sorted(folder.glob("*.c")) if not file.name.endswith("_data.c")]
-    objects = [str(_object(file, (*_STANDARD, "-Os", f"-I{folder}"))) for file in sources]
+    objects = [str(compiled(file, (*STANDARD, "-Os", f"-I{folder}"))) for file in sources]
     done = subprocess.run([size, *objects], capture_output=True, check=True, text=True)
     return sum(int(line.split()[0]) for line in done.stdout.splitlines()[1:])
 
 
-def compiler() -> str:
-    """The C compiler: ``$CC``, or cc, gcc or clang.
-
-    Raises:
-        RuntimeUnavailableError: there is none.
-    """
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
-    found = next((path for path in map(shutil.which, names) if path), None)
-    if found is None:
-        raise RuntimeUnavailableError(
-            f"running a model in C needs a C compiler, and there is no {' or '.join(names)}: "
-            "install gcc or clang, or name one in the environment variable CC"
-        )
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{file.parent}: not a complete model in C ({error})") from error
     return found
 
 
-def _load(folder: Path) -> dict[str, Any]:
+def _cycles(file: Path) -> float:
+    """The estimated cycles of one sample."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="ascii"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{folder}: not a complete model in C ({error})") from error
-    return manifest
+        return float(_read(file)["totals"]["estimated_cycles"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{file}: it says nothing of cycles; export the model again") from error
 
 
 def _build(
@@ -178,44 +190,17 @@ def _build(
     """The program that reads samples; objects that other programs share are compiled once."""
     harness = Path(out) / "harness.c"
     harness.write_text(_harness(manifest), encoding="utf-8")
+    sources = {source: str(source) for source in sorted(folder.glob("*.c"))}
+    sources[harness] = f"{folder}: the program around the model"
     shown = ("-DHALFSTEP_FLOAT", *(["-DHALFSTEP_TRACE"] if traced else []))
-    options = (*_STANDARD, *flags, f"-I{folder}")
-    objects = []
-    for source in [*sorted(folder.glob("*.c")), harness]:
+    options = (*STANDARD, *flags, f"-I{folder}")
+    objects = {}
+    for source, name in sources.items():
         own = source == harness or source.name == f"{manifest['name']}.c"
-        objects.append(_object(source, (*options, *(shown if own else ()))))
+        objects[compiled(source, (*options, *(shown if own else ())), name)] = name
     program = Path(out) / "model"
-    _compiler_run([*_STANDARD, *flags, *map(str, objects), "-lm", "-o", str(program)])
+    linked(objects, (*STANDARD, *flags), program, str(folder))
     return program
-
-
-@cache
-def _objects() -> Path:
-    """Where objects lie while this process lives."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-def _object(source: Path, options: Sequence[str]) -> Path:
-    """The compiled ``source``, found by what the compiler reads and how it is asked."""
-    read = _compiler_run([*options, "-E", "-P", str(source)])
-    flags = " ".join(option for option in options if not option.startswith("-I"))
-    key = hashlib.sha256(compiler().encode() + flags.encode() + read).hexdigest()
-    compiled = _objects() / f"{key}.o"
-    if not compiled.is_file():
-        part = compiled.with_suffix(f".{os.getpid()}.part")
-        _compiler_run([*options, "-c", str(source), "-o", str(part)])
-        part.replace(compiled)
-    return compiled
-
-
-def _compiler_run(arguments: Sequence[str]) -> bytes:
-    done = subprocess.run([compiler(), *arguments], capture_output=True, check=False)
-    if done.returncode:
-        words = " ".join(done.stderr.decode(errors="replace").split())
-        raise ExportError(f"{compiler()} refuses {arguments[-1]}: {words[:2000]}")
-    return done.stdout
 
 
 def _harness(manifest: dict[str, Any]) -> str:

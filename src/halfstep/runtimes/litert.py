@@ -89,6 +89,10 @@ class LiteRTModel:
         samples = [self._run_sample(inputs, sample) for sample in range(len(inputs[0]))]
         return {name: self._joined(name, [s[name] for s in samples]) for name in samples[0]}
 
+    def constants(self) -> dict[str, Values]:
+        """Nothing: the file holds numbers in another layout."""
+        return {}
+
     def integer_kernel_of(self, sites: Collection[str]) -> dict[str, bool]:
         """For each site, whether integers went into and came out of the kernel that made it.
 
@@ -119,6 +123,8 @@ class LiteRTModel:
 
     def _check(self, content: bytes) -> None:
         """Let the runtime verify the file: reading a damaged one in Python may not end."""
+        if not content:
+            raise ExportError(f"{self.path}: not a complete .tflite file (it is empty)")
         self._open(content, 1)
 
     def _open(self, content: bytes, threads: int) -> Any:

@@ -2,8 +2,10 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 
 from halfstep.errors import ExportError
 
@@ -24,6 +26,11 @@ def load(path: Path) -> onnx.ModelProto:
     if not model.graph.node:  # an empty file is a valid message without a graph
         raise ExportError(f"{path}: not a complete ONNX file (it has no operations)")
     return model
+
+
+def constants(path: Path) -> dict[str, NDArray[Any]]:
+    """The constants of the model at ``path``, by their names."""
+    return {t.name: onnx.numpy_helper.to_array(t) for t in load(path).graph.initializer}
 
 
 def expose(model: onnx.ModelProto, sites: Collection[str], path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfstep.errors import ExportError, RuntimeUnavailableError
-from halfstep.runtimes.onnx_file import expose, load
+from halfstep.runtimes.onnx_file import constants, expose, load
 
 Values = NDArray[np.generic]
 
@@ -80,6 +80,10 @@ class OpenVinoModel:
     def layers(self) -> tuple["Layer", ...]:
         """What the compiled model runs, in order."""
         return tuple(_layers(self.compiled))
+
+    def constants(self) -> dict[str, Values]:
+        """Weights, biases, scales and zero points by the names that the writer gives them."""
+        return constants(self.path)
 
     def integer_kernel_of(self, sites: Collection[str]) -> dict[str, bool]:
         """For each site, whether an integer kernel computes the sums of products behind it."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from halfstep.errors import ExportError
 from halfstep.program.saturation import PROPERTY, PROVEN
-from halfstep.runtimes.onnx_file import expose, load
+from halfstep.runtimes.onnx_file import constants, expose, load
 
 Values = NDArray[np.generic]
 
@@ -97,6 +97,10 @@ class OnnxRuntimeModel:
             onnxruntime.InferenceSession(self._proto, options, providers=["CPUExecutionProvider"])
             fused = onnx.load(str(file))
         return {node.output[0]: node.op_type for node in fused.graph.node}
+
+    def constants(self) -> dict[str, Values]:
+        """Weights, biases, scales and zero points by the names that the writer gives them."""
+        return constants(self.path)
 
     def integer_kernel_of(self, sites: Collection[str]) -> dict[str, bool]:
         """For each site, whether an integer kernel makes it; layout changes are looked through."""

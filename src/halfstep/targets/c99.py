@@ -19,7 +19,14 @@ from halfstep.core.target import OpFacts, OpRule, Target
 from halfstep.targets import onnxruntime
 
 _INTEGER = Execution.INTEGER
-_NO_FORMULA = "no formula on integers for it"
+# What has no formula on integers, and what says the same that has one.
+_INSTEAD = {
+    "prelu": "take leaky_relu, with one constant slope",
+    "mean": "take an average pool over height and width, or a linear layer with constant weights",
+    "sum": "take a linear layer whose weights are 1",
+    "upsample_linear": "take mode='nearest', or a transposed convolution",
+    "div": "take a product with the reciprocal, where that is a constant",
+}
 
 
 def _whole_batches(facts: OpFacts) -> str:
@@ -78,8 +85,8 @@ RULES = {
         )
     },
     **{
-        kind: OpRule(Execution.FLOAT, reason=_NO_FORMULA)
-        for kind in ("prelu", "mean", "sum", "upsample_linear", "div")
+        kind: OpRule(Execution.FLOAT, reason=f"no formula on integers for it; {instead}")
+        for kind, instead in _INSTEAD.items()
     },
 }
 
