@@ -150,7 +150,9 @@ CASES: dict[str, Case] = {
         (aten.sigmoid.default, aten.mul.Tensor),
     ),
     "nothing": (
-        lambda x: x.contiguous().clone().detach().float().view(-1, *IMAGE)[:].relu(),
+        lambda x: functional.pad(
+            x.contiguous().clone().detach().float().view(-1, *IMAGE)[:], (0, 0, 0, 0), "replicate"
+        ).relu(),
         IMAGE,
         NOTHING,
         (aten.relu.default,),

@@ -8,9 +8,11 @@ in front of a linear layer needs none: the columns of its weight are permuted in
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from halfstep.core.execution import BATCH
 from halfstep.formats.layout import Layout, Shape, channels_last
+from halfstep.program.batch import outer_sizes
 from halfstep.program.ir import IntProgram, Op
 
 # Operations that the format has with channels last only.
@@ -24,18 +26,17 @@ _IN_ORDER = frozenset({"transpose", "linear", "matmul", "layer_norm", "embedding
 def find_layouts(program: IntProgram) -> dict[str, Layout]:
     """The layout of every tensor of a program; constants are in the program's order."""
     shapes = one_sample(program)
-    last = _channels_last_values(program)
+    last, outer = _channels_last_values(program), outer_sizes(program)
     found = {}
     for name, shape in shapes.items():
         tensor = program.tensors[name]
         perm = channels_last(len(shape)) if name in last else tuple(range(len(shape)))
         batch = tensor.shape.index(BATCH) if BATCH in tensor.shape else None
-        found[name] = Layout(shape, shape, perm, batch)
+        found[name] = Layout(shape, shape, perm, batch, outer[name])
     for op in program.ops:
         source = found[op.inputs[0]]
         if op.kind == "reshape" and not source.in_order and _is_folded(program, op, found):
-            shape = found[op.output].shape
-            found[op.output] = Layout(shape, source.shape, source.perm, found[op.output].batch)
+            found[op.output] = replace(found[op.output], split=source.shape, perm=source.perm)
     return found
 
 

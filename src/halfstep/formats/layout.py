@@ -1,5 +1,6 @@
 """How the axes of a value in a file are permuted against those of the program."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +21,14 @@ class Layout:
         split: the sizes that are permuted: ``shape``, or those that it was flattened from.
         perm: for each axis of the file, the axis of ``split``.
         batch: the axis of the program that grows with the samples; ``None`` for constants.
+        outer: how often the samples follow one another along that axis.
     """
 
     shape: Shape
     split: Shape
     perm: Shape
     batch: int | None = None
+    outer: int = 1
 
     @property
     def flattened(self) -> bool:
@@ -54,6 +57,20 @@ class Layout:
         """The values of one sample of the file as the program has them."""
         moved = values.reshape([self.split[axis] for axis in self.perm])
         return moved.transpose(np.argsort(self.perm)).reshape(self.shape)
+
+    def joined(self, samples: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+        """The values of one sample after the other as those of a batch, in the program's order."""
+        return samples[0] if self.batch is None else joined(samples, self.batch, self.outer)
+
+
+def joined(
+    samples: Sequence[NDArray[np.generic]], axis: int, outer: int = 1
+) -> NDArray[np.generic]:
+    """Samples along ``axis``, which is (outer, samples, inner) in one."""
+    shape = samples[0].shape
+    split = (*shape[:axis], outer, shape[axis] // outer, *shape[axis + 1 :])
+    stacked = np.stack([values.reshape(split) for values in samples], axis=axis + 1)
+    return stacked.reshape(*shape[:axis], -1, *shape[axis + 1 :])
 
 
 def channels_last(rank: int) -> Shape:

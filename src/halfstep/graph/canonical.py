@@ -104,6 +104,8 @@ def _keeps_everything(node: fx.Node, source: fx.Node) -> bool:
         a = arguments(node)
         end = LARGEST_INDEX if a["end"] is None else a["end"]
         return same_shape and not a["start"] and a["step"] == 1 and end == LARGEST_INDEX
+    if node.target == aten.pad.default:
+        return not any(arguments(node)["pad"])
     return node.target in _NOTHING_AT_THE_SAME_SHAPE and same_shape
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfstep.errors import ExportError, RuntimeUnavailableError
+from halfstep.formats.layout import joined
 from halfstep.runtimes.c_compiler import STANDARD, compiled, linked, preprocessed
 
 Values = NDArray[np.generic]
@@ -260,4 +261,4 @@ def _logical(column: NDArray[np.uint8], kind: dict[str, Any]) -> Values:
     if kind["type"] != "float32":
         values = (values.astype(np.int64) + kind["offset"]).astype(kind["type"])
     axis = kind["batch_axis"]
-    return values[0] if axis is None else np.concatenate(list(values), axis=axis)
+    return values[0] if axis is None else joined(list(values), axis, kind["batch_outer"])

@@ -206,8 +206,7 @@ class LiteRTModel:
 
     def _joined(self, name: str, parts: list[Values]) -> Values:
         index = self._outputs.get(name, self._index.get(name, -1))
-        batch = self.layouts[self._details[index]["name"]].batch
-        return parts[0] if batch is None else np.concatenate(parts, axis=batch)
+        return self.layouts[self._details[index]["name"]].joined(parts)
 
     # Kernels -------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from halfstep.export.c99.ports import Port, input_ports, output_ports
 from halfstep.export.c99.walks import order_of
 from halfstep.files import write_folder_atomically
 from halfstep.formats.in_memory import InMemory
+from halfstep.program.batch import outer_sizes
 from halfstep.program.ir import IntProgram
 
 MANIFEST = "sites.json"
@@ -128,7 +129,12 @@ def _reports(
 
 def manifest(draft: Draft, ports: tuple[list[Port], list[Port]]) -> dict[str, Any]:
     """What a verifier needs to know of the files."""
-    sites = []
+    outer, sites = outer_sizes(draft.program), []
+
+    def samples(name: str) -> dict[str, int | None]:
+        axis = _batch_axis(draft.tensor(name).shape)
+        return {"batch_axis": axis, "batch_outer": outer[name]}
+
     for site in source.traced_sites(draft):
         shape = draft.shape(site)
         grid = draft.program.grid(site)
@@ -139,7 +145,7 @@ def manifest(draft: Draft, ports: tuple[list[Port], list[Port]]) -> dict[str, An
                 "order": list(order_of(len(shape), site in draft.last)),
                 "offset": stored_offset(grid.qtype),
                 "type": grid.qtype.storage.name,
-                "batch_axis": _batch_axis(draft.tensor(site).shape),
+                **samples(site),
             }
         )
     return {
@@ -147,9 +153,7 @@ def manifest(draft: Draft, ports: tuple[list[Port], list[Port]]) -> dict[str, An
         "name": draft.prefix,
         "target": draft.program.target,
         "inputs": [port.to_dict() for port in ports[0]],
-        "outputs": [
-            {**p.to_dict(), "batch_axis": _batch_axis(draft.tensor(p.name).shape)} for p in ports[1]
-        ],
+        "outputs": [{**p.to_dict(), **samples(p.name)} for p in ports[1]],
         "sites": sites,
     }
 
