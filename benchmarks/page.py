@@ -389,12 +389,13 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
         "Speed in OpenVINO and LiteRT",
         (
             "The same networks from each runtime's own quantizer, 64 photos for calibration. One "
-            "image, fastest of 160 in four processes of its own that take turns; one thread: "
-            "processor time, two: elapsed time, which other work beside lengthens. *Of float* is "
-            "the share of the fastest float file's time, with the median process in brackets. "
-            "OpenVINO is compiled for a batch of one, and fuses additions of the file for ONNX "
-            "Runtime, which is then not exact; LiteRT runs with XNNPACK, and codes go into and "
-            "come out of its integer files."
+            "image, fastest of 160 in four processes of its own that take turns. *Of float* is the "
+            "share of the fastest float file's time, the median process in brackets. With one "
+            "thread it is processor time, which other work beside hardly lengthens; with two, "
+            "elapsed time: where these are no faster than one, the cores were busy, and the rows "
+            "say little. OpenVINO is compiled for a batch of one; *additions fused* is the file "
+            "for ONNX Runtime, which OpenVINO does not run exactly. LiteRT runs with XNNPACK, and "
+            "codes go into and come out of its integer files."
         ),
         {
             "network": _get("network"),
