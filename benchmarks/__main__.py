@@ -26,6 +26,7 @@ from benchmarks import (
     page,
     recipes,
     rounding,
+    runtimes_speed,
     saturation,
     transformers,
 )
@@ -53,6 +54,7 @@ SECTIONS = {
     "scaling": cost.scaling,
     "peer_quantization": cost.peer_quantization,
     "artifacts": cost.artifacts,
+    "runtimes_speed": runtimes_speed.runtimes_speed,
 }
 
 

@@ -393,4 +393,26 @@ _SECTIONS: dict[str, tuple[str, str, dict[str, Callable[[Mapping[str, Any]], str
             "bytes": _get("bytes", "{:,}"),
         },
     ),
+    "runtimes_speed": (
+        "Speed in OpenVINO and LiteRT",
+        (
+            "The same networks from each runtime's own quantizer, 64 photos for calibration. One "
+            "image, fastest of 160 in four processes of its own that take turns. *Of float* is the "
+            "share of the fastest float file's time, the median process in brackets. With one "
+            "thread it is processor time, which other work beside hardly lengthens; with two, "
+            "elapsed time: where these are no faster than one, the cores were busy, and the rows "
+            "say little. OpenVINO is compiled for a batch of one; *additions fused* is the file "
+            "for ONNX Runtime, which OpenVINO does not run exactly. LiteRT runs with XNNPACK, and "
+            "codes go into and come out of its integer files."
+        ),
+        {
+            "network": _get("network"),
+            "runtime": _get("runtime"),
+            "threads": _get("threads"),
+            "artifact": lambda row: f"{row['tool']} {row['kind']}",
+            "milliseconds": _get("milliseconds", "{:.2f}"),
+            "of float": lambda row: f"{row['of_float']:.3f} ({row['median_of_float']:.3f})",
+            "bytes": _get("bytes", "{:,}"),
+        },
+    ),
 }
