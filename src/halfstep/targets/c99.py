@@ -20,6 +20,8 @@ from halfstep.targets import onnxruntime
 
 _INTEGER = Execution.INTEGER
 _NO_FORMULA = "no formula on integers for it"
+# So many steps of a code, each at most 255, add up to less than 2^31.
+_MOST_TERMS = (2**31 - 1) // 255
 
 
 def _whole_batches(facts: OpFacts) -> str:
@@ -51,6 +53,15 @@ def _constant_affine(facts: OpFacts) -> str:
     return "" if all(facts.constants[1:]) else "its weight or bias is computed, not a parameter"
 
 
+def _terms_of_a_sample(facts: OpFacts) -> str:
+    """A mean or a sum of codes that one sample has, and that 32 bits hold."""
+    sizes = [facts.shapes[0][axis] for axis in facts.attrs["axes"]]
+    if BATCH in sizes:
+        return f"a {facts.kind} over the samples of a batch has no kernel; C runs one at a time"
+    few = math.prod(sizes) <= _MOST_TERMS
+    return "" if few else f"a {facts.kind} of more than {_MOST_TERMS} values may leave 32 bits"
+
+
 RULES = {
     **onnxruntime.COPIES,
     "conv": OpRule(_INTEGER, "float"),
@@ -62,6 +73,8 @@ RULES = {
     "mul": OpRule(_INTEGER, "float"),
     "avg_pool": OpRule(_INTEGER, "divided_scale"),
     "global_avg_pool": OpRule(_INTEGER, "divided_scale"),
+    "mean": OpRule(_INTEGER, "divided_scale", refuses=_terms_of_a_sample),
+    "sum": OpRule(_INTEGER, "divided_scale", refuses=_terms_of_a_sample),
     "layer_norm": OpRule(_INTEGER, "float", refuses=_constant_affine),
     "softmax": OpRule(_INTEGER, "integer", refuses=_short_row, output_calibrator="unit_interval"),
     **{
@@ -79,7 +92,7 @@ RULES = {
     },
     **{
         kind: OpRule(Execution.FLOAT, reason=_NO_FORMULA)
-        for kind in ("prelu", "mean", "sum", "upsample_linear", "div")
+        for kind in ("prelu", "upsample_linear", "div")
     },
 }
 
