@@ -238,4 +238,8 @@ def _with_ends(plan: Plan, units: Units, qtype: QType) -> Plan:
 def _refuse_islands(target: Target, plan: Plan) -> None:
     if target.integer_only and plan.floats:
         listed = "; ".join(f"{name}: {reason}" for name, reason in plan.floats.items())
-        raise PlanError(f"target '{target.name}' runs integers only, but {listed}")
+        raise PlanError(
+            f"target '{target.name}' runs integers only, but {listed}. Replace these operations in "
+            "the model, capture a part without them (capture(..., only=...)), or plan for a target "
+            "that runs floats as well: halfstep list targets"
+        )
