@@ -209,7 +209,7 @@ class _Lowering:
                 unit.out,
                 execution,
                 attrs,
-                rule.formula,
+                rule.formula_on([self.tensors[name].grid for name in inputs]),
                 clamp_codes(grid, unit.limits),
                 unit.name,
                 unit.macs,
