@@ -156,6 +156,11 @@ class Target:
                 f"products in {PAIR_SUM_BITS} bits, or (None) not at all"
             )
 
+    @property
+    def limits_scales(self) -> bool:
+        """Whether some kernel does not take all scales."""
+        return any(rule.refuses_scales is not any_scales for rule in self.rules.values())
+
     def bias_type(self, activation: QType, weight: QType) -> QType:
         """The type of a bias: int32, or as wide as the accumulator for more than 8 bits.
 
