@@ -47,6 +47,22 @@ ALWAYS = (
         for function in ("tanh", "hardsigmoid", "hardswish", "sigmoid", "gelu", "leaky_relu")
     ),
 )
+# Along one axis, several and all, on grids of each kind, for the models in C.
+REDUCED = tuple(
+    Network(
+        ((3, 4, 5),),
+        (Step("reduce", (0,), {"op": op, "axes": axes, "keepdim": keepdim}),),
+        grids=grids,
+        data=data,
+    )
+    for op, axes, keepdim, grids, data in (
+        ("mean", (2,), False, "ties", "ties"),
+        ("mean", (1, 3), True, "mixed", "normal"),
+        ("mean", (1, 2, 3), False, "ratios", "extreme"),
+        ("sum", (1,), False, "ratios", "normal"),
+        ("sum", (2, 3), True, "ends", "constant"),
+    )
+)
 SHARES = ((130, False), (20, True))
 
 
@@ -56,6 +72,9 @@ def tally() -> Tally:
     for n, compiled in SHARES:
         names = [name for name in targets() if (name in COMPILED) == compiled]
         total.merge(hunt(n, names, first_seed=1))
+    for network in REDUCED:
+        for name in COMPILED:
+            total.add(name, attempt(network, name))
     for network in ALWAYS:
         for name in targets():
             if name not in COMPILED:
@@ -77,6 +96,8 @@ def test_every_integer_rule_and_copy_is_reached(tally: Tally) -> None:
     missing = {name: tally.missing(find("target", name)) for name in targets()}
     missing = {name: kinds for name, kinds in missing.items() if name not in COMPILED and kinds}
     assert missing == {}
+    for name in COMPILED:
+        assert not {"mean", "sum"} & tally.missing(find("target", name))
 
 
 def test_a_wrong_formula_is_found_and_shrunk() -> None:
