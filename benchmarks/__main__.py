@@ -40,6 +40,7 @@ SECTIONS = {
     "peer_simulations": accuracy.peer_simulations,
     "efficientnet": accuracy.efficientnet,
     "conformance": conformance.conformance,
+    "encoders": conformance.encoders,
     "formats": formats.formats,
     "data_free": data_free.data_free,
     "rescaled": data_free.rescaled,

@@ -1,5 +1,6 @@
 """Every network on every target: exactness, coverage, speed beside float, size."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ from benchmarks import images, networks
 from benchmarks.accuracy import summary
 from benchmarks.cifar10_example import resnet
 
-NETWORKS = {
+CONVOLUTIONAL = {
     "ResNet-20": "trained, CIFAR-10",
     "ResNet-18": "random weights, photos",
     "MobileNetV2": "random weights, photos",
     "EfficientNet-Lite0": "trained, photos",
-    "MiniLM": "trained, sentences",
-    "ViT": "DeiT-Tiny's size, random weights, photos",
+}
+ENCODERS = {
+    "MiniLM": "trained, sentences with masks; 16 samples",
+    "ViT": "DeiT-Tiny's size, random weights, photos; 16 samples",
 }
 _BUILT = {
     "ResNet-18": "resnet18",
@@ -23,34 +26,45 @@ _BUILT = {
     "MiniLM": "minilm",
     "ViT": "vit_tiny",
 }
-SAMPLES = 64
+SAMPLES, SAMPLES_OF_ENCODERS = 64, 16
 
 
 def conformance(shared: Path, work: Path) -> list[dict[str, Any]]:
     """64 inputs to calibrate on; the same ones are compared, code for code."""
+    return _measured(CONVOLUTIONAL, SAMPLES, shared, work)
+
+
+def encoders(shared: Path, work: Path) -> list[dict[str, Any]]:
+    """The same of 16 inputs, since a vision transformer in C has all of its products to do."""
+    return _measured(ENCODERS, SAMPLES_OF_ENCODERS, shared, work)
+
+
+def _measured(
+    named: Mapping[str, str], samples: int, shared: Path, work: Path
+) -> list[dict[str, Any]]:
     rows = []
-    for network, what in NETWORKS.items():
-        model, data = _network(network, shared, work)
-        for found in hs.conformance(model, data, verify_samples=SAMPLES):
+    for network, what in named.items():
+        model, data = _network(network, samples, shared, work)
+        for found in hs.conformance(model, data, verify_samples=samples):
             rows.append({"network": network, "what": what, **_row(found)})
             print(f"{network}: {rows[-1]}", flush=True)
     return rows
 
 
-def _network(name: str, shared: Path, work: Path) -> tuple[Any, list[Any]]:
+def _network(name: str, samples: int, shared: Path, work: Path) -> tuple[Any, list[Any]]:
     if name == "ResNet-20":
         model = resnet.resnet20(shared / "resnet20_cifar10.safetensors")
-        train = images.cifar10(images.cifar10_folder(work), "train", batch=16)[:SAMPLES]
+        train = images.cifar10(images.cifar10_folder(work), "train", batch=16)[:samples]
         return model, [(batch,) for batch, _ in train]
     model = networks.build(_BUILT[name])
     if name == "MiniLM":
-        return model, [networks.tokenized_sentences(16, first) for first in range(0, SAMPLES, 16)]
-    photos = images.imagenet(shared, work, batch=16)[:SAMPLES]
+        return model, [networks.tokenized_sentences(16, first) for first in range(0, samples, 16)]
+    photos = images.imagenet(shared, work, batch=16)[:samples]
     return model, [(batch,) for batch, _ in photos]
 
 
 def _row(found: hs.Conformance) -> dict[str, Any]:
-    row: dict[str, Any] = {"target": found.target, "bytes": found.size, "note": found.note}
+    row: dict[str, Any] = {"target": found.target, "bytes": found.size, "note": short(found.note)}
     if found.gain is not None:
         row |= {
             "of_float": found.gain.integer_seconds / found.gain.float_seconds,
@@ -61,6 +75,12 @@ def _row(found: hs.Conformance) -> dict[str, Any]:
     verdict = found.verdict
     largest = max((site.largest for site in verdict.comparable), default=0)
     return row | summary(verdict) | {"largest": largest, "floats": kinds(verdict)}
+
+
+def short(note: str) -> str:
+    """A refusal with the first of its reasons; the others are counted."""
+    first, *others = note.partition(". ")[0].split("; ")
+    return f"{first}; and {len(others)} more" if note.startswith("refused") and others else note
 
 
 def kinds(verdict: hs.Verdict) -> str:

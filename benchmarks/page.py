@@ -43,16 +43,20 @@ def recipe_page(text: str, recipe: str, results: Mapping[str, Any]) -> str:
 
 def conformance_page(results: Mapping[str, Any]) -> str:
     """Every network on every target, as far as it was measured."""
-    section = results.get("conformance")
+    sections = [results[name] for name in ("conformance", "encoders") if name in results]
     lines = ["# Conformance", "", _CONFORMANCE, ""]
-    if section is None:
+    if not sections:
         return "\n".join([*lines, "Not measured yet: `python -m benchmarks conformance`.", ""])
+    # A network that both have is that of the later one.
+    latest = {row["network"]: section["rows"] for section in sections for row in section["rows"]}
     by_network: dict[str, list[Mapping[str, Any]]] = {}
-    for row in section["rows"]:
-        by_network.setdefault(f"{row['network']} ({row['what']})", []).append(row)
+    for network, rows in latest.items():
+        for row in rows:
+            if row["network"] == network:
+                by_network.setdefault(f"{network} ({row['what']})", []).append(row)
     for network, rows in by_network.items():
         lines += [f"## {network}", "", *table(rows, _OF_A_TARGET), ""]
-    return "\n".join([*lines, _measured(section), ""])
+    return "\n".join([*lines, *map(_measured, sections), ""])
 
 
 def _measured(section: Mapping[str, Any]) -> str:
@@ -112,15 +116,15 @@ _ACCURACY = {
     "runtime": _top1("runtime"),
 }
 _CONFORMANCE = (
-    "One model on every target, each calibrated (min-max) on 64 samples and compared code for code "
-    "on them, at every site that the runtime can show and at the outputs of the file as it will be "
-    "deployed. *Largest* is the largest distance of two codes. Sites behind a float kernel "
-    "are not counted. *Of float* is the time of one sample as a share of the float model's in the "
-    "same runtime, from the same exporter; two cores, other work beside. *Bytes* of C are those of "
-    "its source text; its `cost.md` says the bytes of its constants, which the command line shows. "
-    "What a target refuses, it refuses by name. The engine's targets (`reference`) have no "
-    "artifact. Written by `python -m benchmarks conformance`; one model of your own: `halfstep "
-    "verify --all-targets`."
+    "One model on every target, each calibrated (min-max) on 64 samples, encoders on as many as "
+    "they say, and compared code for code on them, at every site that the runtime can show and at "
+    "the outputs of the file as it will be deployed. *Largest* is the largest distance of two "
+    "codes. Sites behind a float kernel are not counted. *Of float* is the time of one sample as a "
+    "share of the float model's in the same runtime, from the same exporter; two cores, other work "
+    "beside. *Bytes* of C are those of its source text; its `cost.md` says the bytes of its "
+    "constants, which the command line shows. What a target refuses, it refuses by name. The "
+    "engine's targets (`reference`) have no artifact. Written by `python -m benchmarks conformance "
+    "encoders`; one model of your own: `halfstep verify --all-targets`."
 )
 _OF_A_TARGET = {
     "target": lambda row: f"`{row['target']}`",

@@ -19,7 +19,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
         self.function = function
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(N, TOKENS, WIDTH) to the same."""
         if self.first:
             x = x + self.attend(self.norm1(x), mask)
@@ -28,14 +28,15 @@ class Block(nn.Module):
         normed: Tensor = self.norm2(x + self.feed(x))
         return normed
 
-    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attention to the tokens that count."""
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention to the tokens that count, which are all without a mask."""
         n = x.shape[0]
         q, k, v = (
             layer(x).reshape(n, TOKENS, HEADS, WIDTH // HEADS).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None].bool())
+        kept = None if mask is None else mask[:, None, None].bool()
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=kept)
         result: Tensor = self.out(mixed.transpose(1, 2).reshape(n, TOKENS, WIDTH))
         return result
 
@@ -70,14 +71,57 @@ class Encoder(nn.Module):
                     parameter.mul_(0.1)  # attention that is not all or nothing
         self.eval()
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The sentence embedding."""
-        x = self.norm(self.words(ids) + self.positions)
+    def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(N, TOKENS, WIDTH), what is embedded in each token."""
+        x: Tensor = self.norm(self.words(ids) + self.positions)
         for block in self.blocks:
             x = block(x, mask)
+        return x
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The sentence embedding."""
+        x = self.tokens(ids, mask)
         kept = mask.unsqueeze(-1).to(x.dtype)
         mean: Tensor = (x * kept).sum(1) / kept.sum(1)
         return mean
+
+
+class OneLength(Encoder):
+    """Ids of sentences that have TOKENS words, to the mean over these, (N, WIDTH)."""
+
+    def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
+        """The sentence embedding, without a mask."""
+        return self.tokens(ids).mean(1)
+
+
+class Shares(Encoder):
+    """Ids, and the share that each token has in the embedding, (N, TOKENS, 1)."""
+
+    def forward(self, ids: Tensor, shares: Tensor) -> Tensor:
+        """A mean over some tokens whose division was done outside."""
+        return (self.tokens(ids) * shares).sum(1)
+
+
+class Vision(nn.Module):
+    """Images, (N, 3, 4, 20), as patches with a class token in front, to (N, 5)."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 4, 4)
+        self.first = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.positions = nn.Parameter(torch.zeros(1, TOKENS, WIDTH))
+        self.blocks = nn.ModuleList(Block(True, nn.GELU()) for _ in range(depth))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.classifier = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of classes, from the class token alone."""
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        for block in self.blocks:
+            x = block(x, None)
+        scores: Tensor = self.classifier(self.norm(x)[:, 0])
+        return scores
 
 
 def sentences(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "functions": frozenset({"core"}),
     "lower": PLAIN | {"core", "quant", "graph", "program", "functions"},
     "pair_repair": PLAIN | {"core", "quant", "graph", "program", "lower"},
+    "scale_repair": PLAIN | {"core", "quant", "graph"},
     "verify": PLAIN | {"core", "program", "runtimes", "data"},
     "golden": PLAIN | {"core", "program", "formats", "data"},
     # on top

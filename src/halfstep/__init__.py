@@ -31,6 +31,7 @@ from halfstep.program.ir import IntProgram
 from halfstep.program.saturation import prove_sums
 from halfstep.quantize import quantize
 from halfstep.result import Result
+from halfstep.scale_repair import repair_scales
 from halfstep.search.analyze import analyze
 from halfstep.simulate import Simulation, simulate
 from halfstep.verdict import Status, Verdict
@@ -67,6 +68,7 @@ __all__ = [
     "ptq",
     "quantize",
     "repair_pair_sums",
+    "repair_scales",
     "search",
     "simulate",
     "verify",

@@ -14,13 +14,14 @@ from torch import fx
 from halfstep.catalog import find
 from halfstep.core.execution import Execution
 from halfstep.core.grid import Affine
-from halfstep.core.target import OpRule, Target
+from halfstep.core.target import Target
 from halfstep.errors import LowerError
 from halfstep.functions import TABLES
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.match import Unit, see_through
 from halfstep.graph.placement import QUANTIZED, is_weighted
 from halfstep.graph.readers import shape_of
+from halfstep.graph.scales import scale_refusal
 from halfstep.program.check import check
 from halfstep.program.ir import IntProgram, Op, Tensor
 from halfstep.program.kernels import KERNELS
@@ -191,7 +192,7 @@ class _Lowering:
             self._codes(node) if codes else self._real(node)
             for node, codes in zip(unit.inputs, reads_codes, strict=True)
         ]
-        self._refuse_scales(unit, rule)
+        self._refuse_scales(unit)
         kind, attrs = unit.kind, dict(unit.attrs)
         if kind == "add" and shape_of(unit.inputs[0]) != shape_of(unit.tail):
             # The order decides rounding, and a runtime may put a repeated operand second.
@@ -209,7 +210,7 @@ class _Lowering:
                 unit.out,
                 execution,
                 attrs,
-                rule.formula,
+                rule.formula_on([self.tensors[name].grid for name in inputs]),
                 clamp_codes(grid, unit.limits),
                 unit.name,
                 unit.macs,
@@ -217,14 +218,12 @@ class _Lowering:
             )
         )
 
-    def _refuse_scales(self, unit: Unit, rule: OpRule) -> None:
-        nodes = [node for node in (*unit.inputs, unit.weight) if node is not None]
-        scales = [float(self._grid(node).scale.max()) for node in nodes if self._has_codes(node)]
-        refusal = rule.refuses_scales(unit.facts, scales, float(self._grid(unit.tail).scale))
+    def _refuse_scales(self, unit: Unit) -> None:
+        refusal = scale_refusal(self.model, unit)
         if refusal:
             raise LowerError(
-                f"{unit.out}: {unit.kind}: {refusal}. Change the ranges of its inputs or of its "
-                f"output, or keep it in float with plan.keep_float({unit.name!r})"
+                f"{unit.out}: {unit.kind}: {refusal}. Run halfstep.repair_scales(model) behind all "
+                f"that sets ranges, or keep it in float with plan.keep_float({unit.name!r})"
             )
 
     def _scaled_unit(self, unit: Unit) -> None:

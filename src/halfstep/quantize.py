@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from halfstep import pair_repair, scale_repair
 from halfstep.catalog import find
 from halfstep.core.target import Target, resolve
 from halfstep.data import NO_BATCH, example_of, iterate
@@ -21,7 +22,6 @@ from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
 from halfstep.lower import lower
 from halfstep.origin import DataHash, Origin
-from halfstep.pair_repair import repair_facts, repair_pair_sums
 from halfstep.program.ir import IntProgram
 from halfstep.progress import Progress, silent
 from halfstep.recipes.choices import check_options
@@ -75,9 +75,12 @@ def quantize(
     )
     origin = Origin(recipe, choices, hashed.found())
     held.complete(stream)
+    if table.limits_scales:
+        with journal.step("scales") as record:
+            record.facts |= scale_repair.repair_facts(scale_repair.repair_scales(quantized))
     if table.pair_sum_bits is not None:
         with journal.step("pair sums") as record:
-            record.facts |= repair_facts(repair_pair_sums(quantized))
+            record.facts |= pair_repair.repair_facts(pair_repair.repair_pair_sums(quantized))
     with journal.step("lower"):
         program = lower(quantized)
     if table.export is None:

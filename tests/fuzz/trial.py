@@ -118,6 +118,7 @@ def _compared(network: Network, target: str, graph: hs.Graph, trail: _Trail) -> 
     hs.calibrate(model, [network.example(8, 1)])
     disturb(model, network.grids, network.seed)
     trail.stage = "lower"
+    hs.repair_scales(model)
     if table.pair_sum_bits is not None:
         hs.repair_pair_sums(model)
     program = hs.lower(model)

@@ -59,10 +59,16 @@ def two_operands(kind: str, formula: str, types: tuple[QType, QType, QType]) -> 
     return program, [random_codes(s, t) for s, t in zip(shapes, types[:2], strict=True)]
 
 
-def one_operand(kind: str, out: tuple[int, ...], qtype: QType = UINT8, **fields: Any) -> Case:
+def one_operand(
+    kind: str,
+    out: tuple[int, ...],
+    qtype: QType = UINT8,
+    out_scale: float = 0.004,
+    **fields: Any,
+) -> Case:
     scale = 0.02 * 2.0 ** (8 - qtype.bits)
     inputs = [codes("x", batched(SHAPE), grid(scale, qtype.qmax // 2, qtype))]
-    y = codes("y", batched(out), grid(0.004, 3))
+    y = codes("y", batched(out), grid(out_scale, 3))
     return one_op(kind, inputs, y, INTEGER, **fields), [random_codes(SHAPE, qtype)]
 
 
@@ -221,7 +227,17 @@ CODES: dict[str, Case] = {
         f"mean {formula}": one_operand(
             "mean", (2, 4, 5), attrs={"axes": (2,), "keepdim": False}, formula=formula
         )
-        for formula in ("raw_codes", "double_rounding")
+        for formula in ("divided_scale", "raw_codes", "double_rounding")
+    },
+    **{
+        f"sum {formula}": one_operand(
+            "sum",
+            (2, 1, 6, 1),
+            out_scale=0.2,
+            attrs={"axes": (1, 3), "keepdim": True},
+            formula=formula,
+        )
+        for formula in ("divided_scale", "double_rounding")
     },
     **{
         f"softmax {formula} of probabilities": probabilities(formula)

@@ -255,13 +255,13 @@ def pool(kind: str, x: tuple[int, ...], out: tuple[int, ...], **fields: Any) -> 
     qtype = fields.pop("qtype", INT8)
     copied = kind == "max_pool"
     on = codes_on(qtype)
-    y = codes("y", (N, *out), on if copied else grid(0.04, 9, INT8))
+    y = codes("y", (N, *out), on if copied else grid(fields.pop("scale", 0.04), 9, INT8))
     program = one_op(kind, [codes("x", (N, *x), on)], y, COPY if copied else INTEGER, **fields)
     return program, [random_codes(x, qtype)]
 
 
 def windows_and_rows(fixed: bool) -> dict[str, Case]:
-    """Pools, means and softmax."""
+    """Pools, means, sums and softmax."""
     mean = "double_rounding" if fixed else "divided_scale"
     sums = "double_rounding" if fixed else "float"
     window = {"kernel": (3, 2), "stride": (2, 1), "padding": ((1, 1), (0, 1)), "ceil_mode": False}
@@ -286,6 +286,8 @@ def windows_and_rows(fixed: bool) -> dict[str, Case]:
         "avg_pool_1d": pool("avg_pool", (3, 8), (3, 4), attrs=line, formula=mean),
         "global_avg_pool": pool("global_avg_pool", IMAGE, (4, 1, 1), formula=mean),
         "global_avg_pool_1d": pool("global_avg_pool", (7, 11), (7, 1), formula=mean, qtype=UINT8),
+        "global_avg_pool_3d": pool("global_avg_pool", (2, 3, 4, 3), (2, 1, 1, 1), formula=mean),
+        **reductions(mean),
         "layer_norm": normalization((5, 48), 1, sums, 2),
         "layer_norm_plain": normalization((3, 7), 1, sums, 0),
         "layer_norm_factors": normalization((4, 3, 5), 2, sums, 1),
@@ -299,6 +301,43 @@ def windows_and_rows(fixed: bool) -> dict[str, Case]:
             )
         },
     }
+
+
+def reductions(formula: str) -> dict[str, Case]:
+    """Means and sums along axes in front, behind, apart and all."""
+    along = {
+        "tokens": ((7, 6), (6,), {"axes": (1,), "keepdim": False}),
+        "last": (IMAGE, (4, 6, 1), {"axes": (3,), "keepdim": True}),
+        "channels": (IMAGE, (6, 5), {"axes": (1,), "keepdim": False}),
+        "apart": (IMAGE, (1, 6, 1), {"axes": (1, 3), "keepdim": True}),
+        "all": (IMAGE, (), {"axes": (1, 2, 3), "keepdim": False}),
+        "vector": ((11,), (1,), {"axes": (1,), "keepdim": True}),
+    }
+    means = {
+        f"mean_{name}": pool("mean", x, out, attrs=attrs, formula=formula, qtype=qtype)
+        for qtype, (name, (x, out, attrs)) in zip((INT8, UINT8) * 3, along.items(), strict=True)
+    }
+    sums = {
+        f"sum_{name}": pool("sum", x, out, attrs=attrs, formula=formula, scale=0.5)
+        for name, (x, out, attrs) in along.items()
+    }
+    return {**means, **sums, "mean_of_pixels": means_of_pixels(formula)}
+
+
+def means_of_pixels(formula: str) -> Case:
+    """Between two pools, where input and output lie channels-last."""
+    on, next_to = codes_on(INT8), {"kernel": (1, 1), "stride": (1, 1), "dilation": (1, 1)}
+    next_to |= {"padding": ((0, 0), (0, 0)), "ceil_mode": False}
+    shapes = {"x": IMAGE, "p": IMAGE, "m": (4, 6, 1), "y": (4, 6, 1)}
+    grids = {"x": on, "p": on, "m": grid(0.04, 9, INT8), "y": grid(0.04, 9, INT8)}
+    reduced = {"axes": (3,), "keepdim": True}
+    ops = (
+        Op("max_pool", ("x",), "p", COPY, next_to),
+        Op("mean", ("p",), "m", INTEGER, reduced, formula),
+        Op("max_pool", ("m",), "y", COPY, next_to),
+    )
+    tensors = {name: codes(name, (N, *shapes[name]), grids[name]) for name in shapes}
+    return IntProgram("c99", ("x",), ("y",), tensors, ops), [random_codes(IMAGE)]
 
 
 def normalization(shape: tuple[int, ...], n_axes: int, formula: str, n_constants: int) -> Case:

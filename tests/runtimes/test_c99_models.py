@@ -61,6 +61,22 @@ class Moves(nn.Module):
         return self.last(F.leaky_relu(x, 0.1))
 
 
+class Means(nn.Module):
+    """Means and sums of pixels, of channels and of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.mixed = nn.Conv2d(6, 4, 1)
+        self.tokens = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.conv(x)
+        x = self.mixed(x * x.mean(1, keepdim=True) + x.mean(3, keepdim=True))
+        tokens = self.tokens(x.flatten(2).transpose(1, 2))
+        return tokens.mean(1), tokens.sum((1, 2)), x.sum(2), x.mean((1, 2), keepdim=True)
+
+
 class Attention(nn.Module):
     """Two inputs, two outputs, products of activations and a softmax."""
 
@@ -87,8 +103,12 @@ def ids_and_reals(n: int, seed: int) -> tuple[Tensor, ...]:
 @every_target
 @pytest.mark.parametrize(
     ("module", "inputs"),
-    [(Moves, normal_inputs((4, 12, 10))), (Attention, ids_and_reals)],
-    ids=["moves", "attention"],
+    [
+        (Moves, normal_inputs((4, 12, 10))),
+        (Attention, ids_and_reals),
+        (Means, normal_inputs((3, 5, 7))),
+    ],
+    ids=["moves", "attention", "means"],
 )
 def test_a_network_gives_the_engine_s_codes(
     module: Any, inputs: Any, target: str, tmp_path: Path
@@ -311,8 +331,23 @@ def test_a_missing_compiler_is_said(folder: Path, monkeypatch: pytest.MonkeyPatc
         ),
         (Call(lambda x: x.softmax(-1)), (1024,), "a softmax of 1024 values has a sum"),
         (Call(lambda x: x.softmax(0)), (4,), "a softmax over the samples of a batch"),
+        (Call(lambda x: x.mean(0)), (4,), "a mean over the samples of a batch has no kernel"),
+        (Call(lambda x: x.sum((0, 1))), (4,), "a sum over the samples of a batch has no kernel"),
+        (
+            Call(lambda x: x.mean((1, 2))),
+            (2053, 4103),
+            "a mean of more than 8421504 values may leave 32 bits",
+        ),
     ],
-    ids=["layer_norm", "prelu", "long softmax", "softmax over the batch"],
+    ids=[
+        "layer_norm",
+        "prelu",
+        "long softmax",
+        "softmax over the batch",
+        "mean over the batch",
+        "sum over the batch",
+        "long mean",
+    ],
 )
 @every_target
 def test_what_integers_cannot_is_refused_by_name(

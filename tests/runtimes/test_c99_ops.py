@@ -34,6 +34,8 @@ BROKEN = [
     ("groups", "conv.c", "+ group * channels", "", "conv_grouped"),
     ("b sign", "elementwise.c", "p->b_sign * hs", "hs", "sub_0"),
     ("table", "elementwise.c", "table[in[i] - lowest]", "table[in[i] - lowest] + 1", "lookup"),
+    ("zeros of terms", "elementwise.c", "terms->a[last]] - zero", "terms->a[last]]", "mean_apart"),
+    ("one term", "elementwise.c", "} while (advance(&at, terms));", "} while (0);", "sum_apart"),
     ("counts", "pool.c", "row >= layer->top && ", "", "avg_pool"),
     ("no half", "pool.c", "(share + sum / 2) / sum", "share / sum", "softmax_rows"),
     ("no eps", "norm.c", " + layer->eps", "", "layer_norm"),

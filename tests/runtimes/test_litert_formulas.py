@@ -74,9 +74,16 @@ def scales_of(rng: np.random.Generator, sums: tuple[Any, ...], n: int) -> Array:
 
 
 def compare_sums(
-    tally: Tally, target: Target, kind: str, found: Array, acc: Array, scales: Any, zero: int
+    tally: Tally,
+    target: Target,
+    kind: str,
+    found: Array,
+    acc: Array,
+    scales: Any,
+    zero: int,
+    formula: str | None = None,
 ) -> None:
-    right = target.rules[kind].formula or ""
+    right = formula or target.rules[kind].formula or ""
     expected = ACCUMULATOR[right](acc, *scales, zero)
     others = others_than(right, ACCUMULATOR, acc, *scales, zero)
     tally.compare(found, expected, others, f"{target.name} {kind} of {scales}")
@@ -138,16 +145,21 @@ def test_linear(target: Target, shape: tuple[int, ...], has_bias: bool) -> None:
 
 
 @both
-def test_matmul_of_activations(target: Target) -> None:
+@pytest.mark.parametrize("zero", [-11, 0])
+@pytest.mark.parametrize("batches", [3, 1])
+@pytest.mark.parametrize("constant", [False, True])
+def test_matmul_of_activations(target: Target, zero: int, batches: int, constant: bool) -> None:
+    """XNNPACK takes those whose second operand has zero point 0."""
     tally, rng = Tally(), np.random.default_rng(2)
+    formula = target.rules["matmul"].formula_on([None, grid(1, zero)])
     for sx, sw, sy, zx, zy in SUMS:
         a = rng.integers(-128, 128, (1, 3, 40, 32)).astype(np.int8)
-        b = rng.integers(-128, 128, (1, 3, 32, 50)).astype(np.int8)
-        inputs = [Value(a, grid(sx, zx)), Value(b, grid(sw, -11))]
+        b = rng.integers(-128, 128, (1, batches, 32, 50)).astype(np.int8)
+        inputs = [Value(a, grid(sx, zx)), Value(b, grid(sw, zero), constant)]
         out = (1, 3, 40, 50), "int8", grid(2 * sy, zy)
         found = run_operator(target.name, "BATCH_MATMUL", inputs, out, "BatchMatMulOptions")
-        acc = (a.astype(int) - zx) @ (b.astype(int) + 11)
-        compare_sums(tally, target, "matmul", found, acc, (sx, sw, 2 * sy), zy)
+        acc = (a.astype(int) - zx) @ (b.astype(int) - zero)
+        compare_sums(tally, target, "matmul", found, acc, (sx, sw, 2 * sy), zy, formula)
     tally.assert_each_is_wrong()
 
 

@@ -6,7 +6,7 @@ falls back to float32 unnoticed, and so is every transpose of the file.
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -334,3 +334,22 @@ def test_rows_that_end_the_process_are_refused() -> None:
     graph = hs.capture(Call(lambda x: x.softmax(-1)), normal(2, 512))
     assert "ends the process" in hs.make_plan(graph, "litert_ref").floats["softmax"]
     assert not hs.make_plan(graph, "litert_xnnpack").floats
+
+
+@pytest.mark.parametrize(("zero", "formula"), [(0, "float"), (9, "double_rounding_product")])
+def test_a_product_of_activations_runs_as_the_zero_point_says(
+    zero: int, formula: str, tmp_path: Path
+) -> None:
+    """XNNPACK takes it where that of the second operand is 0: codes of a vision transformer."""
+    module = CallTwo(lambda x, y: x @ y * 0.3)
+    graph = hs.capture(module, (normal(2, 40, 32), normal(2, 32, 50, seed=1)))
+    model = hs.prepare(graph, hs.make_plan(graph, "litert_xnnpack"))
+    hs.calibrate(model, [(normal(8, 40, 32, seed=2), normal(8, 32, 50, seed=3))])
+    second = model.quantizer("y:in")
+    second.set_grid(replace(second.grid(), zero_point=np.int32(zero)))
+    program = hs.lower(model)
+    assert [op.formula for op in program.ops if op.kind == "matmul"] == [formula]
+    hs.export(program, tmp_path / "model.tflite")
+    samples = [(normal(9, 40, 32, seed=4).numpy(), normal(9, 32, 50, seed=5).numpy())]
+    verdict = hs.verify(program, tmp_path / "model.tflite", samples)
+    assert verdict.status is hs.Status.EXACT, str(verdict)

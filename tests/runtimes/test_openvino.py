@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -305,6 +306,42 @@ def test_a_file_for_onnx_runtime_runs_otherwise_when_nobody_looks(
     verdict = hs.verify(shortcut.program, path, shortcut.samples())
     assert (verdict.status, verdict.mismatches) == (Status.BOUNDED, 0)
     assert verdict.end_to_end[0].mismatches > 0.01 * verdict.end_to_end[0].compared
+
+
+class Repeated(nn.Module):
+    """A convolution, and constants that are repeated for each sample and along other axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.last = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 4, 1)
+        self.first, self.row = (nn.Parameter(torch.zeros(1, 16, 1, n)) for n in (5, 1))
+
+    def forward(self, x: Any) -> Any:
+        n, x = x.shape[0], self.patches(x)
+        rows = self.first.expand(n, -1, -1, -1), self.row.expand(n, -1, 2, 5)
+        return self.last(torch.cat([*rows, x, x[..., :1].expand(n, 16, 1, 5)], 2))
+
+
+@pytest.fixture(scope="module")
+def repeated() -> Lowered:
+    return made(Repeated(), (3, 4, 20))
+
+
+def test_a_constant_for_each_sample_leaves_biases_alone(repeated: Lowered, tmp_path: Path) -> None:
+    verdict = repeated.prove(tmp_path)
+    assert verdict.status is Status.EXACT, str(verdict)
+    assert [(site.site, site.mismatches) for site in verdict.end_to_end] == [("output", 0)]
+
+
+def test_a_file_for_onnx_runtime_gives_all_channels_one_bias(
+    repeated: Lowered, tmp_path: Path
+) -> None:
+    """Only because a constant elsewhere asks for the number of samples."""
+    path = tmp_path / "model.onnx"
+    onnx_qdq.export(repeated.program, path)
+    verdict = hs.verify(repeated.program, path, repeated.samples())
+    assert verdict.status is Status.FAILED
+    assert [site.site for site in verdict.comparable if site.mismatches] == ["patches:out"]
 
 
 # Refusals

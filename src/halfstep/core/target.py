@@ -6,7 +6,10 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from halfstep.core.execution import Execution
+from halfstep.core.grid import Affine
 from halfstep.core.qtype import ACCUMULATOR_BITS, INT32, PAIR_SUM_BITS, QType
 from halfstep.core.spec import QuantSpec
 from halfstep.errors import PlanError
@@ -67,6 +70,8 @@ class OpRule:
         refuses_scales: given the scales of the inputs, with the largest of the weight behind them,
             and that of the output, the reason why the kernel does not take them, or "". They are
             known when the program is made, not when it is planned.
+        symmetric: the formula where the zero point of the second input is 0; ``None`` if it is the
+            same.
     """
 
     execution: Execution
@@ -78,6 +83,13 @@ class OpRule:
     one_grid: bool = False
     table: Callable[..., Any] | None = None
     refuses_scales: Callable[[OpFacts, Sequence[float], float], str] = any_scales
+    symmetric: str | None = None
+
+    def formula_on(self, inputs: Sequence[Affine | None]) -> str | None:
+        """The name of the formula for inputs on these grids."""
+        if self.symmetric is None or inputs[1] is None or np.any(inputs[1].zero_point):
+            return self.formula
+        return self.symmetric
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,11 @@ class Target:
                 f"target '{self.name}': pair_sum_bits={self.pair_sum_bits}: kernels add pairs of "
                 f"products in {PAIR_SUM_BITS} bits, or (None) not at all"
             )
+
+    @property
+    def limits_scales(self) -> bool:
+        """Whether some kernel does not take all scales."""
+        return any(rule.refuses_scales is not any_scales for rule in self.rules.values())
 
     def bias_type(self, activation: QType, weight: QType) -> QType:
         """The type of a bias: int32, or as wide as the accumulator for more than 8 bits.

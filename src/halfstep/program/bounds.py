@@ -1,6 +1,8 @@
 """How large the accumulators of a program can get: computed from codes, never assumed."""
 
 import itertools
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from halfstep.program.ir import IntProgram, Op
 
 # Operations whose second input is a constant weight.
 WEIGHTED = ("conv", "conv_transpose", "linear")
+
+# Operations that add up the steps of codes.
+REDUCED = ("global_avg_pool", "mean", "sum")
 
 # Integers below this are exact in float32, and so are their sums, in whatever order.
 FLOAT32_EXACT = 2**24
@@ -53,20 +58,29 @@ def largest_step(grid: Affine) -> int:
 def accumulator_bounds(program: IntProgram, op: Op) -> NDArray[np.int64]:
     """The largest ``|sum of products + bias|`` of each output channel, over all inputs.
 
-    For a matmul of two activations, whose codes are not known, the one bound for all channels;
-    no int32 holds a sum over the batch, which has no largest size. The sums of groups of weights
-    are within that of all of them.
+    For a matmul of two activations, whose codes are not known, and for means and sums, the one
+    bound for all channels; no int32 holds a sum over the batch, which has no largest size. The
+    sums of groups of weights are within that of all of them.
     """
     steps = largest_step(program.grid(op.inputs[0]))
     if op.kind == "matmul":
-        inner = program.tensor(op.inputs[0]).shape[-1]
-        terms = np.iinfo(np.int32).max if inner == BATCH else inner
+        terms = _terms(program, op, [-1])
         return np.array([terms * steps * largest_step(program.grid(op.inputs[1]))], np.int64)
+    if op.kind in REDUCED:
+        space = range(2, len(program.tensor(op.inputs[0]).shape))
+        return np.array([_terms(program, op, op.attrs.get("axes", space)) * steps], np.int64)
     rows = weight_rows(op, program.constant(op.inputs[1])).astype(np.int64)
     bounds: NDArray[np.int64] = np.abs(rows).sum(axis=1) * steps
     if len(op.inputs) > 2:
         bounds = bounds + np.abs(program.constant(op.inputs[2]).astype(np.int64))
     return bounds
+
+
+def _terms(program: IntProgram, op: Op, axes: Iterable[int]) -> int:
+    """How many values are added up along these axes of the first input."""
+    shape = program.tensor(op.inputs[0]).shape
+    sizes = [shape[axis] for axis in axes]
+    return int(np.iinfo(np.int32).max) if BATCH in sizes else math.prod(sizes)
 
 
 def float32_parts(weight: NDArray[Any], steps: int, groups: int) -> list[slice]:

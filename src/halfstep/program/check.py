@@ -41,6 +41,7 @@ from halfstep.core.requant import (
 from halfstep.core.softmax import SOFTMAX
 from halfstep.errors import ProgramError
 from halfstep.program.bounds import (
+    REDUCED,
     WEIGHTED,
     accumulator_bounds,
     largest_step,
@@ -62,6 +63,7 @@ FORMULAS: Mapping[str, Collection[str]] = {
     "avg_pool": (*AVERAGE, *AVERAGE_OF_CODES, *MEAN),
     "global_avg_pool": MEAN.keys(),
     "mean": MEAN.keys(),
+    "sum": MEAN.keys(),
     "softmax": SOFTMAX.keys(),
     "layer_norm": ACCUMULATOR.keys(),
     "quantize": (*QUANTIZE, *fake_quantize.QUANTIZE),
@@ -151,7 +153,7 @@ def _check_integer(program: IntProgram, op: Op) -> None:
         return
     if op.kind in WEIGHTED:
         _check_weighted(program, op)
-    if op.kind in _SUMS:
+    if op.kind in (*_SUMS, *REDUCED):
         bounds = accumulator_bounds(program, op)
         bits = 32 if op.formula in INT32_ONLY else program.accumulator_bits
         found = f"accumulators may reach {bounds.max()} in channel {bounds.argmax()}"

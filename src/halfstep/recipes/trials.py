@@ -28,6 +28,7 @@ from halfstep.lower import lower
 from halfstep.pair_repair import repair_pair_sums
 from halfstep.program.engine import Engine
 from halfstep.result import versions
+from halfstep.scale_repair import repair_scales
 from halfstep.search.paired import PairedDrop, paired_drop
 
 Batch = tuple[Tensor, ...]
@@ -130,6 +131,8 @@ class Trials:
         model = prepare(self.graph, trial.plan(self.graph))
         trial.fit(model)
         target: Target = find("target", model.plan.target)
+        if target.limits_scales:
+            repair_scales(model)
         if target.pair_sum_bits is not None:
             repair_pair_sums(model)
         drop = self.judge.drop(model)

@@ -130,7 +130,8 @@ def _width(bits: tuple[int, int]) -> str:
 def _cell(rule: OpRule | None) -> str:
     if rule is None:
         return "float"
-    return f"{rule.execution}: {rule.formula}" if rule.formula else str(rule.execution)
+    formulas = " or ".join(name for name in (rule.formula, rule.symmetric) if name)
+    return f"{rule.execution}: {formulas}" if formulas else str(rule.execution)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -22,11 +22,11 @@ _INTEGER = Execution.INTEGER
 # What has no formula on integers, and what says the same that has one.
 _INSTEAD = {
     "prelu": "take leaky_relu, with one constant slope",
-    "mean": "take an average pool over height and width, or a linear layer with constant weights",
-    "sum": "take a linear layer whose weights are 1",
     "upsample_linear": "take mode='nearest', or a transposed convolution",
     "div": "take a product with the reciprocal, where that is a constant",
 }
+# So many steps of a code, each at most 255, add up to less than 2^31.
+_MOST_TERMS = (2**31 - 1) // 255
 
 
 def _whole_batches(facts: OpFacts) -> str:
@@ -58,6 +58,15 @@ def _constant_affine(facts: OpFacts) -> str:
     return "" if all(facts.constants[1:]) else "its weight or bias is computed, not a parameter"
 
 
+def _terms_of_a_sample(facts: OpFacts) -> str:
+    """A mean or a sum of codes that one sample has, and that 32 bits hold."""
+    sizes = [facts.shapes[0][axis] for axis in facts.attrs["axes"]]
+    if BATCH in sizes:
+        return f"a {facts.kind} over the samples of a batch has no kernel; C runs one at a time"
+    few = math.prod(sizes) <= _MOST_TERMS
+    return "" if few else f"a {facts.kind} of more than {_MOST_TERMS} values may leave 32 bits"
+
+
 RULES = {
     **onnxruntime.COPIES,
     "conv": OpRule(_INTEGER, "float"),
@@ -69,6 +78,8 @@ RULES = {
     "mul": OpRule(_INTEGER, "float"),
     "avg_pool": OpRule(_INTEGER, "divided_scale"),
     "global_avg_pool": OpRule(_INTEGER, "divided_scale"),
+    "mean": OpRule(_INTEGER, "divided_scale", refuses=_terms_of_a_sample),
+    "sum": OpRule(_INTEGER, "divided_scale", refuses=_terms_of_a_sample),
     "layer_norm": OpRule(_INTEGER, "float", refuses=_constant_affine),
     "softmax": OpRule(_INTEGER, "integer", refuses=_short_row, output_calibrator="unit_interval"),
     **{

@@ -13,6 +13,8 @@ _RESCALED = (
     "mul",
     "avg_pool",
     "global_avg_pool",
+    "mean",
+    "sum",
     "layer_norm",
 )
 

@@ -2,9 +2,10 @@
 
 The file is that of ``litert_ref``; the formulas are not. Measured on ai-edge-litert 2.3 on x86-64
 (``docs/arithmetic.md``), and measured again by ``tests/runtimes``. XNNPACK takes convolutions,
-linear layers, additions, subtractions, products, means, moves of codes and some functions; matrix
-products of activations, averages, softmax, GELU and hard-swish run on LiteRT's own kernels, which
-for these compute what the table says.
+linear layers, additions, subtractions, products, means, moves of codes and some functions, and the
+matrix products of activations whose second operand has zero point 0; other matrix products,
+averages, softmax, GELU and hard-swish run on LiteRT's own kernels, which for these compute what the
+table says.
 """
 
 from collections.abc import Sequence
@@ -80,6 +81,7 @@ TARGET = replace(
         "add": replace(_RULES["add"], formula="twenty_bits", refuses_scales=_sum_of_near_scales),
         "sub": replace(_RULES["sub"], formula="twenty_bits", refuses_scales=_sum_of_near_scales),
         "mul": replace(_RULES["mul"], formula="float", refuses_scales=_product_of_near_scales),
+        "matmul": replace(_RULES["matmul"], symmetric="float"),
         "softmax": replace(_RULES["softmax"], formula="reciprocal", refuses=always),
         "leaky_relu": replace(_RULES["leaky_relu"], table=tables.leaky_relu_eight_bits),
     },

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from halfstep.export.c99 import moves, norms, pointwise, pools, products
+from halfstep.export.c99 import moves, norms, pointwise, pools, products, reductions
 from halfstep.export.c99.draft import Draft
 from halfstep.program.ir import Op
 
@@ -19,6 +19,8 @@ EMITTERS: Mapping[str, Callable[[Draft, Op], None]] = {
     "max_pool": pools.max_pool,
     "avg_pool": pools.average,
     "global_avg_pool": pools.average,
+    "mean": reductions.reduction,
+    "sum": reductions.reduction,
     "softmax": pools.softmax,
     "layer_norm": norms.layer_norm,
     "reshape": moves.reshape,

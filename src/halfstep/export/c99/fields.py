@@ -1,5 +1,6 @@
 """Fields of the structures in C that several kinds of layers share."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,8 @@ SPACE = ("height", "width")
 
 
 def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels of (1, C, *spatial); one row if space has one axis."""
-    height, width = (1, *shape[2:])[-2:]
-    return height, width, shape[1]
+    """Height, width and channels of (1, C, *spatial); what space has in front are more rows."""
+    return math.prod(shape[2:-1]), shape[-1], shape[1]
 
 
 def along(

@@ -32,6 +32,7 @@ _INTEGER: dict[str, Kernel] = {
     "avg_pool": pool.avg_pool,
     "global_avg_pool": pool.global_avg_pool,
     "mean": pool.mean,
+    "sum": pool.sum_,
     "softmax": softmax.softmax,
     "layer_norm": normalize.layer_norm,
 }

@@ -98,15 +98,20 @@ def window_counts(setup: Setup) -> Array:
 
 def global_avg_pool(setup: Setup) -> Step:
     """The mean over all of space, axes kept: (N, C, 1, ...)."""
-    return _mean_over(setup, range(2, len(setup.out.shape)), keepdims=True)
+    return _total_over(setup, range(2, len(setup.out.shape)), keepdims=True)
 
 
 def mean(setup: Setup) -> Step:
     """The mean over some axes."""
-    return _mean_over(setup, setup.attrs["axes"], setup.attrs["keepdim"])
+    return _total_over(setup, setup.attrs["axes"], setup.attrs["keepdim"])
 
 
-def _mean_over(setup: Setup, axes: Sequence[int], keepdims: bool) -> Step:
+def sum_(setup: Setup) -> Step:
+    """The sum over some axes: the mean's formula without its division."""
+    return _total_over(setup, setup.attrs["axes"], setup.attrs["keepdim"], divided=False)
+
+
+def _total_over(setup: Setup, axes: Sequence[int], keepdims: bool, divided: bool = True) -> Step:
     formula, xp = MEAN[setup.op.formula or ""], setup.xp
     grid, out = setup.grid(0), setup.out_grid
     zeros = int(grid.zero_point), int(out.zero_point)
@@ -115,6 +120,7 @@ def _mean_over(setup: Setup, axes: Sequence[int], keepdims: bool) -> Step:
         count = int(np.prod([x.shape[axis] for axis in axes]))
         total = xp.sum(x, axis=tuple(axes), keepdims=keepdims, dtype=xp.int64)
         steps = total - count * zeros[0]
-        return setup.saturate(formula(steps, count, grid.scale, out.scale, *zeros))
+        share = count if divided else 1
+        return setup.saturate(formula(steps, share, grid.scale, out.scale, *zeros))
 
     return run

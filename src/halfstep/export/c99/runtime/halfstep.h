@@ -92,6 +92,15 @@ typedef struct {
     hs_codes out;
 } hs_product;
 
+/* A mean or a sum along axes: what is visited for one output, and how a sum becomes its steps. */
+typedef struct {
+    const hs_walk *terms;
+    int32_t in_zero;
+    hs_ratio ratio;
+    hs_rounding rounding;
+    hs_codes out;
+} hs_reduction;
+
 typedef struct {
     int32_t in_height, in_width, channels;
     int32_t out_height, out_width;
@@ -147,6 +156,9 @@ void hs_add(const hs_addition *layer, const hs_walk *walk, const int8_t *a, cons
 void hs_multiply(const hs_product *layer, const hs_walk *walk, const int8_t *a, const int8_t *b,
                  int8_t *out);
 void hs_minimum(const hs_walk *walk, const int8_t *a, const int8_t *b, int8_t *out);
+
+/* The walk visits the outputs, and for each the first of its terms. */
+void hs_reduce(const hs_reduction *layer, const hs_walk *walk, const int8_t *in, int8_t *out);
 
 /* table[code - lowest] for each of n codes; `out` may be `in`. */
 void hs_lookup(const int8_t *table, int32_t lowest, const int8_t *in, int32_t n, int8_t *out);

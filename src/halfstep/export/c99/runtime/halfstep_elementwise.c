@@ -1,4 +1,4 @@
-/* Operations code by code, and copies, which are walks without arithmetic. */
+/* Operations code by code, means and sums along axes, and copies: all of them are walks. */
 #include "halfstep.h"
 #include "halfstep_arithmetic.h"
 
@@ -6,33 +6,39 @@
 typedef void (*row_function)(const void *layer, const hs_walk *walk, const int8_t *a,
                              const int8_t *b, int8_t *out);
 
-/* Calls `row` for each position of the outer axes. Offsets, not pointers, wander: they may. */
+/* A position of a walk's outer axes. Offsets, not pointers, wander: they may. */
+typedef struct {
+    int32_t index[HS_MAX_AXES];
+    int32_t a, b, out;
+} position;
+
+static const position beginning;
+
+/* The next position of all axes but the innermost; 0 behind the last one. */
+static int advance(position *at, const hs_walk *walk)
+{
+    for (int32_t axis = walk->axes - 2; axis >= 0; axis--) {
+        at->a += walk->a[axis];
+        at->b += walk->b[axis];
+        at->out += walk->out[axis];
+        if (++at->index[axis] < walk->size[axis]) {
+            return 1;
+        }
+        at->a -= walk->a[axis] * walk->size[axis];
+        at->b -= walk->b[axis] * walk->size[axis];
+        at->out -= walk->out[axis] * walk->size[axis];
+        at->index[axis] = 0;
+    }
+    return 0;
+}
+
 static void walk_rows(row_function row, const void *layer, const hs_walk *walk, const int8_t *a,
                       const int8_t *b, int8_t *out)
 {
-    int32_t index[HS_MAX_AXES] = {0};
-    int32_t at_a = 0;
-    int32_t at_b = 0;
-    int32_t at_out = 0;
-    for (;;) {
-        row(layer, walk, a + at_a, b + at_b, out + at_out);
-        int32_t axis = walk->axes - 2;
-        for (; axis >= 0; axis--) {
-            at_a += walk->a[axis];
-            at_b += walk->b[axis];
-            at_out += walk->out[axis];
-            if (++index[axis] < walk->size[axis]) {
-                break;
-            }
-            at_a -= walk->a[axis] * walk->size[axis];
-            at_b -= walk->b[axis] * walk->size[axis];
-            at_out -= walk->out[axis] * walk->size[axis];
-            index[axis] = 0;
-        }
-        if (axis < 0) {
-            return;
-        }
-    }
+    position at = beginning;
+    do {
+        row(layer, walk, a + at.a, b + at.b, out + at.out);
+    } while (advance(&at, walk));
 }
 
 static void add_row(const void *layer, const hs_walk *walk, const int8_t *a, const int8_t *b,
@@ -76,6 +82,33 @@ static void minimum_row(const void *layer, const hs_walk *walk, const int8_t *a,
     }
 }
 
+/* The sum of steps from the zero point, of all that a walk visits. */
+static int32_t sum_of(const hs_walk *terms, const int8_t *in, int32_t zero)
+{
+    const int32_t last = terms->axes - 1;
+    position at = beginning;
+    int32_t sum = 0;
+    do {
+        for (int32_t i = 0; i < terms->size[last]; i++) {
+            sum += in[at.a + i * terms->a[last]] - zero;
+        }
+    } while (advance(&at, terms));
+    return sum;
+}
+
+static void reduce_row(const void *layer, const hs_walk *walk, const int8_t *a, const int8_t *b,
+                       int8_t *out)
+{
+    const hs_reduction *p = layer;
+    const int32_t last = walk->axes - 1;
+    (void)b;
+    for (int32_t i = 0; i < walk->size[last]; i++) {
+        const int32_t sum = sum_of(p->terms, a + i * walk->a[last], p->in_zero);
+        const int32_t steps = hs_rescale(sum, p->ratio.multiplier, p->ratio.shift, p->rounding);
+        out[i * walk->out[last]] = hs_code(steps, &p->out);
+    }
+}
+
 static void copy_row(const void *layer, const hs_walk *walk, const int8_t *a, const int8_t *b,
                      int8_t *out)
 {
@@ -102,6 +135,11 @@ void hs_multiply(const hs_product *layer, const hs_walk *walk, const int8_t *a, 
 void hs_minimum(const hs_walk *walk, const int8_t *a, const int8_t *b, int8_t *out)
 {
     walk_rows(minimum_row, (const void *)0, walk, a, b, out);
+}
+
+void hs_reduce(const hs_reduction *layer, const hs_walk *walk, const int8_t *in, int8_t *out)
+{
+    walk_rows(reduce_row, layer, walk, in, in, out);
 }
 
 void hs_copy(const hs_walk *walk, const int8_t *in, int8_t *out)
