@@ -67,13 +67,18 @@ def accumulator_bounds(program: IntProgram, op: Op) -> NDArray[np.int64]:
         terms = _terms(program, op, [-1])
         return np.array([terms * steps * largest_step(program.grid(op.inputs[1]))], np.int64)
     if op.kind in REDUCED:
-        space = range(2, len(program.tensor(op.inputs[0]).shape))
-        return np.array([_terms(program, op, op.attrs.get("axes", space)) * steps], np.int64)
+        return np.array([reduced_terms(program, op) * steps], np.int64)
     rows = weight_rows(op, program.constant(op.inputs[1])).astype(np.int64)
     bounds: NDArray[np.int64] = np.abs(rows).sum(axis=1) * steps
     if len(op.inputs) > 2:
         bounds = bounds + np.abs(program.constant(op.inputs[2]).astype(np.int64))
     return bounds
+
+
+def reduced_terms(program: IntProgram, op: Op) -> int:
+    """How many values a mean or a sum adds."""
+    space = range(2, len(program.tensor(op.inputs[0]).shape))
+    return _terms(program, op, op.attrs.get("axes", space))
 
 
 def _terms(program: IntProgram, op: Op, axes: Iterable[int]) -> int:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from halfstep.core import fake_quantize
 from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
-from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN
+from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN, divided_multiplier
 from halfstep.core.qtype import ACCUMULATOR_BITS
 from halfstep.core.requant import (
     ACCUMULATOR,
@@ -45,6 +45,7 @@ from halfstep.program.bounds import (
     WEIGHTED,
     accumulator_bounds,
     largest_step,
+    reduced_terms,
     weight_axis,
     weight_scales,
 )
@@ -168,16 +169,24 @@ def _check_integer(program: IntProgram, op: Op) -> None:
 def _check_shift(program: IntProgram, op: Op, bounds: NDArray[np.int64]) -> None:
     if op.formula not in SHIFTED_FIRST:
         return
-    scales = [program.grid(name).channel_scale for name in (*op.inputs[:2], op.output)]
-    if op.kind in WEIGHTED:
-        scales[1] = weight_scales(op, program.grid(op.inputs[1]))
-    shift = fixed_point_multiplier(real_multiplier(*scales))[1].clip(min=0)
+    shift = _shift(program, op).clip(min=0)
     largest = (bounds * 2.0**shift).max()
-    found = (
-        f"sums up to {bounds.max()}, shifted to the left by up to {shift.max()} bits before they "
+    found = f"sums up to {bounds.max()}, shifted to the left by up to {shift.max()} bits before "
+    found += (
+        f"they are multiplied, and 32 bits hold no {largest:.3g}; widen the range of the output"
     )
-    found += f"are multiplied, and 32 bits hold no {largest:.3g}; widen the range of the output"
     _require(bool(largest < 2**31), op, "accumulators", found)
+
+
+def _shift(program: IntProgram, op: Op) -> NDArray[np.int64]:
+    """How far the formula shifts to the left, or negative."""
+    source, *others = (program.grid(name).channel_scale for name in (*op.inputs[:2], op.output))
+    if op.kind in REDUCED:
+        count = 1 if op.kind == "sum" else reduced_terms(program, op)
+        return np.array(divided_multiplier(count, source, others[-1])[1])
+    if op.kind in WEIGHTED:
+        others[0] = weight_scales(op, program.grid(op.inputs[1]))
+    return fixed_point_multiplier(real_multiplier(source, *others))[1]
 
 
 def _check_pairs(program: IntProgram) -> None:

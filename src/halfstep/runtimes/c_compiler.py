@@ -3,16 +3,18 @@
 import atexit
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from halfstep.errors import ExportError, RuntimeUnavailableError
 
 STANDARD = ("-std=c99", "-ffp-contract=off")
+_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 
 
 def compiler() -> str:
@@ -42,11 +44,11 @@ def preprocessed(source: Path, options: Sequence[str], name: str = "") -> bytes:
     Raises:
         ExportError: the compiler refuses it.
     """
-    return _run([*options, "-E", "-P", str(source)], {str(source): name or str(source)})
+    return _made(source, (*options, "-E", "-P"), "i", name).read_bytes()
 
 
 def compiled(source: Path, options: Sequence[str], name: str = "") -> Path:
-    """The object of ``source``, found by what the compiler reads and how it is asked.
+    """The object of ``source``.
 
     Args:
         source: a file of C.
@@ -56,16 +58,36 @@ def compiled(source: Path, options: Sequence[str], name: str = "") -> Path:
     Raises:
         ExportError: the compiler refuses it.
     """
-    read = preprocessed(source, options, name)
-    flags = " ".join(option for option in options if not option.startswith("-I"))
-    key = hashlib.sha256(compiler().encode() + flags.encode() + read).hexdigest()
-    made = _objects() / f"{key}.o"
+    return _made(source, (*options, "-c"), "o", name)
+
+
+def _made(source: Path, options: Sequence[str], kind: str, name: str) -> Path:
+    """What the compiler makes of ``source``: found again by what it reads and how it is asked."""
+    folders = [source.parent, *(Path(o[2:]) for o in options if o.startswith("-I"))]
+    key = hashlib.sha256(compiler().encode())
+    key.update(" ".join(option for option in options if not option.startswith("-I")).encode())
+    for content in _read(source, folders, set()):
+        key.update(len(content).to_bytes(8, "little") + content)
+    made = _objects() / f"{key.hexdigest()}.{kind}"
     if not made.is_file():
         part = made.with_suffix(f".{os.getpid()}.part")
         names = {str(source): name or str(source)}
-        _run([*options, "-c", str(source), "-o", str(part)], names)
+        _run([*options, str(source), "-o", str(part)], names)
         part.replace(made)
     return made
+
+
+def _read(source: Path, folders: Sequence[Path], known: set[Path]) -> Iterator[bytes]:
+    """The file and all files of ``folders`` that it includes, each once."""
+    if source in known:
+        return
+    known.add(source)
+    content = source.read_bytes()
+    yield content
+    for included in _INCLUDE.findall(content):
+        found = next((f for f in (p / os.fsdecode(included) for p in folders) if f.is_file()), None)
+        if found is not None:  # what is missing, the compiler names
+            yield from _read(found, folders, known)
 
 
 def linked(objects: Mapping[Path, str], options: Sequence[str], program: Path, name: str) -> None:
