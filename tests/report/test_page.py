@@ -145,7 +145,16 @@ def test_decisions_reasons_steps_and_versions_are_there(result: hs.Result, saved
     assert rows_of(saved, "runtime")[0][2] == "100.00%"
     assert rows_of(saved, "ONNX Runtime has no integer kernel for it")[0][1] == "1"
     steps = [record.verb for record in result.journal.records]
-    assert steps == ["capture", "plan", "prepare", "calibrate", "lower", "export", "verify"]
+    assert steps == [
+        "capture",
+        "plan",
+        "prepare",
+        "calibrate",
+        "scales",
+        "lower",
+        "export",
+        "verify",
+    ]
     for step in steps:
         assert rows_of(saved, step)
     assert "samples: 8" in rows_of(saved, "verify")[0][2]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from halfstep.core.requant import fixed_point_multiplier, multiply_double_rounding
 from halfstep.export.c99.writer import runtime_files
-from halfstep.runtimes.cc import compiler
+from halfstep.runtimes.c_compiler import compiler
 from tests.runtimes.c99_builds import WARNINGS
 
 pytestmark = [

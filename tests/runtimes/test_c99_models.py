@@ -360,16 +360,16 @@ def test_what_integers_cannot_is_refused_by_name(
 
 def test_a_refused_operation_is_named_with_its_line_and_what_to_take_instead() -> None:
     def forward(x: Tensor) -> Tensor:
-        return x.mean(1)
+        return x / x
 
     line = forward.__code__.co_firstlineno + 1
     graph = hs.capture(Call(forward), normal(2, 3, 4, 5))
     with pytest.raises(PlanError) as raised:
         hs.make_plan(graph, "c99")
     assert str(raised.value) == (
-        f"target 'c99' runs integers only, but mean ({__file__}, line {line}): no formula on "
-        "integers for it; take an average pool over height and width, or a linear layer with "
-        "constant weights. Change them in the model, give a part of it without them, or take a "
+        f"target 'c99' runs integers only, but div ({__file__}, line {line}): no formula on "
+        "integers for it; take a product with the reciprocal, where that is a constant. Change "
+        "them in the model, capture a part without them (capture(..., only=...)), or take a "
         "target that leaves them in float, such as 'onnxruntime'"
     )
 

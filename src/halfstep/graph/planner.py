@@ -244,6 +244,6 @@ def _refuse_islands(target: Target, plan: Plan, units: Units) -> None:
         )
         raise PlanError(
             f"target '{target.name}' runs integers only, but {listed}. Change them in the model, "
-            "give a part of it without them, or take a target that leaves them in float, such as "
-            "'onnxruntime'"
+            "capture a part without them (capture(..., only=...)), or take a target that leaves "
+            "them in float, such as 'onnxruntime'"
         )

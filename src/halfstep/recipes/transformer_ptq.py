@@ -74,8 +74,7 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
         searched: how many ranges, the worst first, are moved by the error of the output.
         rounding: round weights together; otherwise each to the nearest.
         correction: correct the biases of layer norms.
-        max_loss: the largest loss of cosine to the float output, over the samples; ``None`` leaves
-            no product in float.
+        max_loss: the largest loss of cosine to the float output; ``None``: no product is float.
         **choices: of ``make_plan``.
 
     Raises:
@@ -91,12 +90,7 @@ def transformer_ptq(  # noqa: PLR0913 (one parameter an option)
         plan = _plan(graph, target, choices)
     quantized = _calibrated(graph, plan, held, journal, progress)
     if max_loss is not None:
-        with journal.step("left float") as record:
-            prices = float_prices(quantized, held, progress=progress)
-            found = left_float(quantized, held, prices, share=max_loss, progress=progress)
-            record.facts |= {"cosine": f"{found.value:.5f}", "operations": len(found.skipped)}
-        if found.skipped:
-            quantized = _calibrated(graph, found.plan, held, journal, progress)
+        quantized = _left_float(graph, quantized, max_loss, held, journal, progress)
     if rounding:
         with journal.step("round") as record:
             rounded = round_weights(quantized, held, asymmetric=False, progress=progress)
@@ -137,6 +131,22 @@ def _calibrated(
         guided = guide_ranges(quantized, held, progress=progress)
         record.facts["predicted error"] = f"{guided.before:.3g} -> {guided.after:.3g}"
     return quantized
+
+
+def _left_float(
+    graph: Graph,
+    quantized: QuantizedModel,
+    max_loss: float,
+    held: Batches,
+    journal: Journal,
+    progress: Progress,
+) -> QuantizedModel:
+    """The model with as few products in float as the loss takes."""
+    with journal.step("left float") as record:
+        prices = float_prices(quantized, held, progress=progress)
+        found = left_float(quantized, held, prices, share=max_loss, progress=progress)
+        record.facts |= {"cosine": f"{found.value:.5f}", "operations": len(found.skipped)}
+    return _calibrated(graph, found.plan, held, journal, progress) if found.skipped else quantized
 
 
 def _fit_ranges(
