@@ -3,8 +3,8 @@
 OpenVINO reads what ``onnx_qdq`` writes, with five exceptions:
 
 - It has no circular padding, which becomes the places of its values here.
-- It moves the stride of a convolution whose kernel has one value in front of the padding, and makes
-  too many values. The padding becomes a node of its own.
+- Padding of a convolution in which a whole window fits may end the process, or gives too many
+  values where there are strides. It becomes a node of its own.
 - Its means and sums of values of three axes are right for the first few results alone, where
   anything is fused behind them. They are given four axes here, of which one has a single place.
 - It fuses a convolution with the addition that alone reads it, and then does not round the codes
@@ -60,10 +60,13 @@ class OpenVinoWriter(Writer):
         elif op.kind == "add" and integer:
             inputs = [self.dequantized(name, self._rounded(name)) for name in op.inputs]
             self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
-        elif op.kind == "conv" and _is_skipped_padding(self.program, op):
+        elif op.kind == "conv" and _pads_whole_windows(self.program, op):
             self._write_padded(op, integer)
         elif op.kind in _REDUCED and len(self._shape(op.inputs[0])) == 3:
             self._write_reduced(op, integer)
+        elif op.kind == "avg_pool" and not integer:
+            value = self._kept(self._unfused_inputs(op)[0], op)
+            self._rename(onnx_ops.EMITTERS[op.kind](self, op, [value]), op.output)
         elif op.kind == "pad" and op.attrs["mode"] == "circular":
             self._rename(self._gathered(op), op.output)
         else:
@@ -156,11 +159,8 @@ class OpenVinoWriter(Writer):
         return self.node("Min", [column, self._zero()], f"{out}/zeros")
 
 
-def _is_skipped_padding(program: IntProgram, op: Op) -> bool:
-    """Whether OpenVINO takes the stride in front of the padding, and makes too many values.
-
-    It moves strides of convolutions with kernels of one value to the operations in front.
-    """
+def _pads_whole_windows(program: IntProgram, op: Op) -> bool:
+    """Whether a window of a convolution may lie in the padding as a whole."""
     kernel = program.tensor(op.inputs[1]).shape[2:]
-    one_value, strided = set(kernel) == {1}, max(op.attrs["stride"]) > 1
-    return one_value and strided and any(map(any, op.attrs["padding"]))
+    axes = zip(op.attrs["padding"], kernel, op.attrs["dilation"], strict=True)
+    return any(max(margins) > (size - 1) * step for margins, size, step in axes)

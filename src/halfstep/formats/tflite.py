@@ -68,6 +68,7 @@ class LiteRTFile:
         self.graph.tensors, self.graph.operators = [], []
         self.model.subgraphs = [self.graph]
         self._codes: dict[str, int] = {}
+        self._reshaped: dict[int, int] = {}
 
     def tensor(
         self,
@@ -103,6 +104,11 @@ class LiteRTFile:
             options: the name of its options, such as ``"Conv2DOptions"``; "" if it has none.
             **attrs: the options.
         """
+        if kind == "RESHAPE":
+            # A reshape may share the memory of what it reads. Where one reads another, LiteRT frees
+            # that memory behind the last reader of the second, though the first has others to come.
+            inputs = [self._reshaped.get(inputs[0], inputs[0]), *inputs[1:]]
+            self._reshaped[out] = inputs[0]
         operator = self.schema.OperatorT()
         operator.opcodeIndex = self._code(kind)
         operator.inputs, operator.outputs = list(inputs), [out]

@@ -6,6 +6,8 @@ of neighbours into one another, and how it does so is known for some operations 
 others a code may be one step away, which is the target's declared bound.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from halfstep.core.execution import Execution
@@ -26,7 +28,21 @@ def _without_padding(facts: OpFacts) -> str:
     return onnxruntime.RULES["avg_pool"].refuses(facts)
 
 
+def _product_in_float32(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
+    """A product is taken in float32 and zero points are subtracted from it: digits cancel."""
+    del facts
+    ratio = math.prod(inputs) / output
+    if ratio < _LARGEST_RATIO:
+        return ""
+    return (
+        f"the product of its inputs' scales is {ratio:.3g} times the output's, and from "
+        f"{_LARGEST_RATIO:.6g} on the float32 of OpenVINO has not the digits for it"
+    )
+
+
 _RULES = onnxruntime.RULES
+# 255 * 255 of such steps are below 2^23, half of what float32 counts to.
+_LARGEST_RATIO = 2.0**7
 
 TARGET = replace(
     onnxruntime.TARGET,
@@ -39,6 +55,7 @@ TARGET = replace(
         "linear": OpRule(Execution.INTEGER, "folded_scale"),
         "matmul": OpRule(Execution.INTEGER, "float"),
         "add": OpRule(Execution.INTEGER, "rescaled_first"),
+        "mul": replace(_RULES["mul"], refuses_scales=_product_in_float32),
         "avg_pool": replace(_RULES["avg_pool"], refuses=_without_padding),
     },
     quantize_formula="fake_quantize",
