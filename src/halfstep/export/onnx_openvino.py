@@ -27,6 +27,7 @@ from onnx import TensorProto
 from halfstep.core.execution import BATCH, Execution
 from halfstep.export import onnx_ops
 from halfstep.export.onnx_qdq import Writer, to_model
+from halfstep.export.onnx_windows import pads
 from halfstep.files import write_atomically
 from halfstep.program.ir import IntProgram, Op
 
@@ -80,9 +81,9 @@ class OpenVinoWriter(Writer):
         else:
             grid = self.program.grid(name)
             zero = self.constant(f"{name}/zero", grid.zero_point.astype(grid.qtype.storage))
-        margins = onnx_ops.pads(((0, 0), (0, 0), *op.attrs["padding"]))
-        pads = self.constant(f"{op.output}/pads", np.asarray(margins, np.int64))
-        padded = self.node("Pad", [self.name_of(name), pads, zero], f"{op.output}/padded")
+        margins = pads(((0, 0), (0, 0), *op.attrs["padding"]))
+        amounts = self.constant(f"{op.output}/pads", np.asarray(margins, np.int64))
+        padded = self.node("Pad", [self.name_of(name), amounts, zero], f"{op.output}/padded")
         bare = replace(op, attrs={**op.attrs, "padding": ((0, 0),) * len(op.attrs["padding"])})
         if integer:
             inputs = [self.dequantized(name, padded), *map(self.dequantized, others)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halfstep.core.execution import BATCH
-from halfstep.errors import ExportError
+from halfstep.export.onnx_windows import conv, pads, pool
 from halfstep.program.ir import Op
 
 if TYPE_CHECKING:
@@ -41,41 +41,6 @@ def _fixed(kind: str, **attrs: Any) -> Emitter:
     return lambda writer, op, inputs: writer.node(kind, inputs, _out(op), **attrs)
 
 
-def pads(padding: tuple[tuple[int, int], ...]) -> list[int]:
-    """ONNX's order: all beginnings, then all ends."""
-    return [begin for begin, _ in padding] + [end for _, end in padding]
-
-
-def _conv(writer: "Writer", op: Op, inputs: list[str]) -> str:
-    attrs = {
-        "strides": list(op.attrs["stride"]),
-        "dilations": list(op.attrs["dilation"]),
-        "group": op.attrs["groups"],
-        "pads": pads(op.attrs["padding"]),
-    }
-    if op.kind == "conv_transpose":
-        padding, added = _uncut(op)
-        attrs |= {"pads": pads(padding), "output_padding": added}
-        return writer.node("ConvTranspose", inputs, _out(op), **attrs)
-    return writer.node("Conv", inputs, _out(op), **attrs)
-
-
-def _uncut(op: Op) -> tuple[tuple[tuple[int, int], ...], list[int]]:
-    """Padding and output padding where rows that both cut off and add are left alone.
-
-    It is the same result, and ONNX Runtime adds fewer rows than its stride alone.
-    """
-    stride, added, cut = (op.attrs[name] for name in ("stride", "output_padding", "padding"))
-    both = [min(end, extra) for (_, end), extra in zip(cut, added, strict=True)]
-    rest = [extra - n for extra, n in zip(added, both, strict=True)]
-    if any(extra >= step for extra, step in zip(rest, stride, strict=True)):
-        raise ExportError(
-            f"{op.output}: a transposed convolution whose output padding {list(added)} exceeds its "
-            f"padding by its stride {list(stride)} or more. Pad its output in a step of its own"
-        )
-    return tuple((begin, end - n) for (begin, end), n in zip(cut, both, strict=True)), rest
-
-
 def _linear(writer: "Writer", op: Op, inputs: list[str]) -> str:
     """A float linear of more than two axes is a product and an addition; Gemm takes two."""
     x, weight, *bias = inputs
@@ -92,23 +57,6 @@ def _matmul(writer: "Writer", op: Op, inputs: list[str]) -> str:
         return product
     alpha = writer.constant(f"{op.output}/alpha", np.asarray(op.attrs["alpha"], np.float32))
     return writer.node("Mul", [product, alpha], f"{op.output}/scaled")
-
-
-def _pool(writer: "Writer", op: Op, inputs: list[str]) -> str:
-    attrs: dict[str, Any] = {
-        "kernel_shape": list(op.attrs["kernel"]),
-        "strides": list(op.attrs["stride"]),
-        "pads": pads(op.attrs["padding"]),
-        "ceil_mode": int(op.attrs["ceil_mode"]),
-    }
-    if op.kind == "max_pool":
-        return writer.node(
-            "MaxPool", inputs, _out(op), dilations=list(op.attrs["dilation"]), **attrs
-        )
-    if op.attrs["divisor"]:
-        raise ExportError(f"{op.output}: an average with a divisor of its own has no form in ONNX")
-    include = int(op.attrs["count_include_pad"])
-    return writer.node("AveragePool", inputs, _out(op), count_include_pad=include, **attrs)
 
 
 def _clamp(writer: "Writer", op: Op, inputs: list[str]) -> str:
@@ -252,8 +200,8 @@ def _softmax(writer: "Writer", op: Op, inputs: list[str]) -> str:
 EMITTERS: dict[str, Emitter] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
-    "conv": _conv,
-    "conv_transpose": _conv,
+    "conv": conv,
+    "conv_transpose": conv,
     "linear": _linear,
     "matmul": _matmul,
     "lookup": _fixed("Identity"),
@@ -284,8 +232,8 @@ EMITTERS: dict[str, Emitter] = {
     "layer_norm": _layer_norm,
     "mean": _reduction("ReduceMean"),
     "sum": _reduction("ReduceSum"),
-    "max_pool": _pool,
-    "avg_pool": _pool,
+    "max_pool": pool,
+    "avg_pool": pool,
     "global_avg_pool": _fixed("GlobalAveragePool"),
     "reshape": _reshape,
     "transpose": _simple("Transpose", perm="perm"),

@@ -29,20 +29,28 @@ def _without_padding(facts: OpFacts) -> str:
 
 
 def _product_in_float32(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
-    """A product is taken in float32 and zero points are subtracted from it: digits cancel."""
+    """Zero points are subtracted from a product in float32, where digits cancel."""
     del facts
-    ratio = math.prod(inputs) / output
-    if ratio < _LARGEST_RATIO:
+    return _cancelled("the product of its inputs' scales", math.prod(inputs) / output, 2.0**7)
+
+
+def _sum_in_float32(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
+    """The same of a sum."""
+    del facts
+    return _cancelled("an input's scale", max(inputs) / output, 2.0**15)
+
+
+def _cancelled(what: str, ratio: float, limit: float) -> str:
+    """A reason against more steps of the output than half of what float32 counts to."""
+    if ratio < limit:
         return ""
     return (
-        f"the product of its inputs' scales is {ratio:.3g} times the output's, and from "
-        f"{_LARGEST_RATIO:.6g} on the float32 of OpenVINO has not the digits for it"
+        f"{what} is {ratio:.3g} times the output's, and from {limit:.6g} on the float32 of "
+        "OpenVINO has not the digits for it"
     )
 
 
 _RULES = onnxruntime.RULES
-# 255 * 255 of such steps are below 2^23, half of what float32 counts to.
-_LARGEST_RATIO = 2.0**7
 
 TARGET = replace(
     onnxruntime.TARGET,
@@ -54,7 +62,7 @@ TARGET = replace(
         # Never SCALED: a distance of one code says nothing about real values.
         "linear": OpRule(Execution.INTEGER, "folded_scale"),
         "matmul": OpRule(Execution.INTEGER, "float"),
-        "add": OpRule(Execution.INTEGER, "rescaled_first"),
+        "add": OpRule(Execution.INTEGER, "rescaled_first", refuses_scales=_sum_in_float32),
         "mul": replace(_RULES["mul"], refuses_scales=_product_in_float32),
         "avg_pool": replace(_RULES["avg_pool"], refuses=_without_padding),
     },
