@@ -11,6 +11,7 @@ from halfstep.core.qtype import UINT8
 from halfstep.errors import CalibrationError, LowerError
 from halfstep.functions import TABLES
 from halfstep.lower import clamp_codes
+from halfstep.program.engine import Engine
 from halfstep.quant.bias import bias_codes
 from tests.models import Call, Residual, normal, seeded
 from tests.pipeline import lowered, normal_inputs
@@ -21,6 +22,15 @@ IMAGE = normal_inputs((3, 8, 8))
 def op_of(program: hs.IntProgram, kind: str):
     (op,) = [op for op in program.ops if op.kind == kind]
     return op
+
+
+@pytest.mark.parametrize("reduce", [torch.mean, torch.sum])
+def test_a_reduction_over_no_axes_is_over_all(reduce):
+    model = Call(lambda x: reduce(x, dim=(), keepdim=True))
+    program = lowered(model, IMAGE, target="reference").program
+    (found,) = Engine(program).run([np.ones((5, 3, 8, 8), np.float32)]).outputs
+    wanted = reduce(torch.ones(5, 3, 8, 8), dim=(), keepdim=True)
+    np.testing.assert_array_equal(found, wanted.numpy())
 
 
 def grid_of(low: float, high: float) -> hs.Affine:

@@ -143,6 +143,12 @@ CASES: dict[str, Case] = {
         (aten.flatten.using_ints,),
     ),
     "mean over tokens": (lambda x: x.mean(1), (5, 4), (), (aten.mean.dim,)),
+    "layer norm with a bias alone": (
+        Call(lambda m, x: functional.layer_norm(m(x), (4,), None, m.bias), nn.Linear(4, 4)),
+        (5, 4),
+        (),
+        (aten.layer_norm.default, aten.add.Tensor),
+    ),
     "silu": (
         functional.silu,
         IMAGE,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import halfstep as hs
+from halfstep.core.execution import Execution
 from halfstep.errors import DataError
 from halfstep.graph.edit import with_biases
 from halfstep.ptq.correct_layer_norms import correct_layer_norms
@@ -40,20 +41,25 @@ class _Kept(fx.Interpreter):
         return value
 
 
-def shifts(model: hs.QuantizedModel, weighted: bool = True) -> list[Tensor]:
+def shifts(
+    model: hs.QuantizedModel,
+    weighted: bool = True,
+    data: list[tuple[Tensor, ...]] = DATA,
+    width: int = WIDTH,
+) -> list[Tensor]:
     """For each layer norm, the mean of its error over the positions."""
     found = []
-    counts = importance(model, DATA)
+    counts = importance(model, data)
     for unit in model.units.units:
         if unit.kind != "layer_norm":
             continue
-        total, count = torch.zeros(WIDTH, dtype=torch.float64), 0.0
-        for index, batch in enumerate(DATA):
+        total, count = torch.zeros(width, dtype=torch.float64), 0.0
+        for index, batch in enumerate(data):
             runs = [_Kept(m, unit.head.name) for m in (model.graph.module, model.module)]
             with torch.inference_mode():
                 for run in runs:
                     run.run(*batch)
-            weights = counts[unit.name][index] if weighted else torch.ones(batch[0].shape)
+            weights = counts[unit.name][index] if weighted else torch.ones(batch[0].shape[:2])
             error = (runs[1].found - runs[0].found).double() * weights[..., None]
             total, count = total + error.sum((0, 1)), count + float(weights.sum())
         found.append(total / count)
@@ -97,6 +103,37 @@ def test_only_biases_of_layer_norms_move_and_a_second_time_moves_nothing() -> No
     assert moved == {n for n in before if "norm" in n and n.endswith("bias")}
     again = correct_layer_norms(model, DATA)
     assert max(float(layer.shift.abs().max()) for layer in again.layers) < 1e-5
+
+
+class _OnIntegers(nn.Module):
+    """A layer norm whose errors are far larger than its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)))
+
+
+def test_on_integers_the_grid_of_a_bias_follows_it() -> None:
+    """What is left of the means is the rounding of the biases; clipped, they could not move."""
+    data = [(normal(64, 5, 16, seed=seed) * torch.linspace(0, 1, 16) + 0.3,) for seed in (1, 2)]
+    module = seeded(_OnIntegers())
+    nn.init.uniform_(module.norm.bias, -0.01, 0.01)
+    graph = with_biases(hs.capture(module, data[0]))
+    model = hs.prepare(graph, hs.make_plan(graph, "c99", weights="int3_narrow"))
+    hs.calibrate(model, data)
+    (unit,) = [unit for unit in model.units.units if unit.kind == "layer_norm"]
+    assert model.plan.executions[unit.name] is Execution.INTEGER
+    before = shifts(model, data=data, width=16)[0]
+    (layer,) = correct_layer_norms(model, data).layers
+    after = shifts(model, data=data, width=16)[0]
+    step = float(model.quantizer("norm.bias:constant").grid().scale)
+    assert float(before.abs().max()) > 0.05 > 10 * step
+    assert float(after.abs().max()) <= step  # half of one, and as much at the ends of the grid
+    assert float((layer.shift - before).abs().max()) <= 0.01 / 127
+    assert hs.lower(model)
 
 
 class _Plain(nn.Module):

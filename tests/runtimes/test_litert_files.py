@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import halfstep as hs
-from halfstep.errors import DataError, ExportError, RuntimeUnavailableError
+from halfstep.errors import DataError, ExportError, ProgramError, RuntimeUnavailableError
 from halfstep.formats.layout import Layout, channels_last
 from halfstep.formats.tflite import LiteRTFile
 from halfstep.runtimes.litert import DefaultKernels, ReferenceKernels
@@ -185,6 +185,16 @@ def test_a_computed_weight_has_no_form(tmp_path: Path) -> None:
     this = lowered(CallTwo(F.linear), normal_inputs((8,), (8,)), target="litert_ref")
     with pytest.raises(ExportError, match=r"its weight is computed, and a linear of LiteRT has a"):
         exported(this, tmp_path)
+
+
+@pytest.mark.parametrize("function", [lambda x: x.sum(0), lambda x: x.softmax(0)])
+def test_a_float_kernel_over_the_samples_is_refused(function: Any, tmp_path: Path) -> None:
+    """It computes on one of them in the file, and what a float kernel makes is not compared."""
+    made = lowered(
+        CallTwo(lambda x, y: function(x + y)), normal_inputs((3, 4), (3, 4)), target=TARGETS[1]
+    )
+    with pytest.raises(ProgramError, match="reads several samples of a batch at once, and target"):
+        exported(made, tmp_path)
 
 
 def test_damaged_and_foreign_files_are_refused(made: dict[str, Lowered], tmp_path: Path) -> None:

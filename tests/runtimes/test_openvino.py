@@ -18,9 +18,11 @@ from torch import nn
 
 import halfstep as hs
 from halfstep.core import fake_quantize
+from halfstep.core.execution import BATCH, Execution
 from halfstep.core.requant import ACCUMULATOR
 from halfstep.errors import ExportError, PlanError
-from halfstep.export import onnx_qdq
+from halfstep.export import onnx_openvino, onnx_qdq
+from halfstep.program.ir import IntProgram, Op, Tensor
 from halfstep.runtimes.openvino import OpenVinoModel
 from halfstep.verdict import Status
 from tests.broken import fake_quantize as broken
@@ -331,6 +333,50 @@ def test_a_constant_for_each_sample_leaves_biases_alone(repeated: Lowered, tmp_p
     verdict = repeated.prove(tmp_path)
     assert verdict.status is Status.EXACT, str(verdict)
     assert [(site.site, site.mismatches) for site in verdict.end_to_end] == [("output", 0)]
+
+
+class RepeatedInFloat(nn.Module):
+    """A convolution, and a constant that is repeated for each sample in front of a float kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
+        self.token, self.norm = nn.Parameter(torch.zeros(1, 8)), nn.LayerNorm(8)
+
+    def forward(self, x: Any) -> Any:
+        y = self.last(self.first(x).relu()).mean((2, 3))
+        token = self.token.expand(x.shape[0], -1)
+        return y + self.norm(torch.cat([token[:, None], self.norm(y)[:, None]], 1)).mean(1)
+
+
+def test_a_real_constant_for_each_sample_leaves_biases_alone(tmp_path: Path) -> None:
+    model = made(RepeatedInFloat(), (3, 8, 8))
+    (op,) = [op for op in model.program.ops if op.kind == "expand"]
+    assert op.execution is Execution.FLOAT
+    verdict = model.prove(tmp_path)
+    assert verdict.status is Status.EXACT, str(verdict)
+    path = tmp_path / "shape.onnx"
+    onnx_qdq.export(model.program, path)
+    assert hs.verify(model.program, path, model.samples()).status is Status.FAILED
+
+
+TYPES = {"float32": 0.5, "int64": -7, "bool": True}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_constants_of_every_type_are_repeated(dtype: str, tmp_path: Path) -> None:
+    rows = np.asarray([[TYPES[dtype], 0]], dtype)
+    tensors = [
+        Tensor("x", (BATCH, 3)),
+        Tensor("c", rows.shape, None, dtype, rows),
+        Tensor("y", (BATCH, 2), None, dtype),
+    ]
+    op = Op("expand", ("c",), "y", Execution.FLOAT, {"shape": (BATCH, 2)})
+    program = IntProgram("openvino", ("x",), ("y",), {t.name: t for t in tensors}, (op,))
+    onnx_openvino.export(program, tmp_path / "model.onnx")
+    x = np.asarray([[np.inf, 1, 2], [np.nan, 0, 0], [-1e9, 3, 300]], F)
+    found = OpenVinoModel(tmp_path / "model.onnx").run([x])["y"]
+    np.testing.assert_array_equal(found, np.repeat(rows, 3, axis=0))
 
 
 def test_a_file_for_onnx_runtime_gives_all_channels_one_bias(

@@ -6,13 +6,12 @@ a product needs the program's own order does a transpose of the file stand in be
 in front of a linear layer needs none: the columns of its weight are permuted instead.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 from halfstep.core.execution import BATCH
-from halfstep.formats.layout import Layout, Shape, channels_last
-from halfstep.program.batch import outer_sizes
+from halfstep.formats.layout import Layout, channels_last
+from halfstep.program.batch import one_sample, outer_sizes
 from halfstep.program.ir import IntProgram, Op
 
 # Operations that the format has with channels last only.
@@ -25,8 +24,8 @@ _IN_ORDER = frozenset({"transpose", "linear", "matmul", "layer_norm", "embedding
 
 def find_layouts(program: IntProgram) -> dict[str, Layout]:
     """The layout of every tensor of a program; constants are in the program's order."""
-    shapes = one_sample(program)
-    last, outer = _channels_last_values(program), outer_sizes(program)
+    outer, shapes = outer_sizes(program), one_sample(program)
+    last = _channels_last_values(program)
     found = {}
     for name, shape in shapes.items():
         tensor = program.tensors[name]
@@ -38,34 +37,6 @@ def find_layouts(program: IntProgram) -> dict[str, Layout]:
         if op.kind == "reshape" and not source.in_order and _is_folded(program, op, found):
             found[op.output] = replace(found[op.output], split=source.shape, perm=source.perm)
     return found
-
-
-def one_sample(program: IntProgram) -> dict[str, Shape]:
-    """The sizes of every tensor for one sample; an axis of ``BATCH`` may be a multiple of it."""
-    sizes: dict[str, Shape] = {
-        name: tensor.shape for name, tensor in program.tensors.items() if tensor.data is not None
-    }
-    for name in program.inputs:
-        sizes[name] = _filled(program.tensor(name).shape, 1)
-    for op in program.ops:
-        shape = program.tensor(op.output).shape
-        if op.kind == "reshape":
-            known = math.prod(size for size in shape if size != BATCH)
-            multiple = math.prod(sizes[op.inputs[0]]) // max(known, 1)
-        else:
-            found = [
-                sizes[name][axis]
-                for name in op.inputs
-                for axis, size in enumerate(program.tensor(name).shape)
-                if size == BATCH
-            ]
-            multiple = max(found, default=1)
-        sizes[op.output] = _filled(shape, multiple)
-    return sizes
-
-
-def _filled(shape: Shape, multiple: int) -> Shape:
-    return tuple(multiple if size == BATCH else size for size in shape)
 
 
 def keeps_channels(program: IntProgram, op: Op) -> bool:

@@ -14,7 +14,7 @@ OpenVINO reads what ``onnx_qdq`` writes, with five exceptions:
   the runtime neither removes nor fuses.
 - Where a constant is expanded to the number of samples, which is asked of an input's shape, it
   gives all channels of a convolution elsewhere in the file the bias of the first. Here such a
-  constant is broadcast by its maximum with one 0 a sample.
+  constant is broadcast by its maximum, or real values by their sum, with one 0 a sample.
 """
 
 from dataclasses import replace
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto
 
 from halfstep.core.execution import BATCH, Execution
@@ -56,7 +57,7 @@ class OpenVinoWriter(Writer):
     def write(self, op: Op) -> None:
         """Append the nodes of one operation."""
         integer = op.execution is Execution.INTEGER
-        if op.kind == "expand" and op.execution is Execution.COPY and BATCH in op.attrs["shape"]:
+        if op.kind == "expand" and BATCH in op.attrs["shape"]:
             self._repeat(op)
         elif op.kind == "add" and integer:
             inputs = [self.dequantized(name, self._rounded(name)) for name in op.inputs]
@@ -146,8 +147,18 @@ class OpenVinoWriter(Writer):
             f"{out}/one",
         )
         if BATCH not in self.program.tensor(op.inputs[0]).shape:
-            expanded = self.node("Max", [expanded, self._zeros(shape, out)], f"{out}/all")
+            expanded = self._for_each_sample(expanded, op)
         self._rename(expanded, out)
+
+    def _for_each_sample(self, value: str, op: Op) -> str:
+        """Codes, numbers or truth values, with one zero a sample that changes none of them."""
+        tensor, zeros = self.program.tensor(op.output), self._zeros(op.attrs["shape"], op.output)
+        if tensor.grid is not None:
+            return self.node("Max", [value, zeros], f"{op.output}/all")
+        to = int(ir.DataType.from_numpy(np.dtype(tensor.dtype)))
+        zeros = self.node("Cast", [zeros], f"{op.output}/of_type", to=to)
+        kind = "Or" if tensor.dtype == "bool" else "Add"
+        return self.node(kind, [value, zeros], f"{op.output}/all")
 
     def _zeros(self, shape: tuple[int, ...], out: str) -> str:
         """The code 0 for each sample, of so many axes."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from halfstep.catalog import find
 from halfstep.core.grid import Affine
@@ -15,6 +16,7 @@ from halfstep.graph.insert import QuantizedModel, check_batch
 from halfstep.progress import Progress, silent
 from halfstep.quant.bias import widen_for_bias
 from halfstep.quant.calibrators.base import Calibrator
+from halfstep.quant.quantizer import Quantizer
 
 
 def calibrate(
@@ -122,13 +124,21 @@ def calibrate_weights(model: QuantizedModel) -> None:
     """
     for unit in model.weighted_units():
         assert unit.weight is not None
-        quantizer = model.quantizer(model.weight_site(unit))
-        found = make_calibrator(quantizer.spec)
-        try:
-            found.update(model.parameter_of(unit.weight).detach())
-        except CalibrationError as error:
-            raise CalibrationError(f"{quantizer.site}: {error}") from error
-        quantizer.set_grid(grid_of(found, quantizer.spec, quantizer.site))
+        fit_grid(model.quantizer(model.weight_site(unit)), model.parameter_of(unit.weight))
+
+
+def fit_grid(quantizer: Quantizer, constant: Tensor) -> None:
+    """Give a quantizer the grid that its spec's calibrator finds in the one value that it gets.
+
+    Raises:
+        CalibrationError: a value with NaN or infinity.
+    """
+    found = make_calibrator(quantizer.spec)
+    try:
+        found.update(constant.detach())
+    except CalibrationError as error:
+        raise CalibrationError(f"{quantizer.site}: {error}") from error
+    quantizer.set_grid(grid_of(found, quantizer.spec, quantizer.site))
 
 
 def _watch(model: QuantizedModel, data: Iterable[Any], progress: Progress) -> int:

@@ -2,8 +2,8 @@
 
 In-place operations become functional; operations that do nothing disappear; chunk, split, unbind
 and select become slices; scalars in additions and multiplications become constants; attention
-becomes matrix products and a softmax, SiLU a product with a sigmoid; a mean over space keeps its
-axes.
+becomes matrix products and a softmax, SiLU a product with a sigmoid; the bias of a layer norm
+without a weight is an addition; a mean over space keeps its axes.
 """
 
 import operator
@@ -57,6 +57,7 @@ def canonicalize(module: fx.GraphModule) -> None:
         products,
         _masks,
         _scalars,
+        _norms,
         _means,
     ):
         for node in list(module.graph.nodes):
@@ -169,6 +170,17 @@ def _scalars(node: fx.Node) -> None:
         new = insert_call(node, target, (left, right))
         new.meta |= {k: v for k, v in node.meta.items() if k == "mask"}
         replace(node, new)
+
+
+def _norms(node: fx.Node) -> None:
+    """A layer norm with a bias alone, as an addition behind one without; a weight comes first."""
+    if node.target != aten.layer_norm.default:
+        return
+    a = arguments(node)
+    if a["weight"] is None and a["bias"] is not None:
+        bare = (a["input"], a["normalized_shape"], None, None, a["eps"])
+        norm = insert_call(node, aten.layer_norm.default, bare)
+        replace(node, insert_call(node, aten.add.Tensor, (norm, a["bias"])))
 
 
 def _means(node: fx.Node) -> None:

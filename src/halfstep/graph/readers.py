@@ -233,7 +233,7 @@ def reduction(kind: str) -> Callable[[Node], OpInfo]:
         a = arguments(node)
         rank = len(shape_of(a["self"]))
         dims = a.get("dim")
-        axes = tuple(sorted(d % rank for d in (range(rank) if dims is None else dims)))
+        axes = tuple(sorted(d % rank for d in (dims or range(rank))))  # none are all of them
         keepdim = a.get("keepdim", False)
         if kind == "mean" and keepdim and rank > 2 and axes == tuple(range(2, rank)):
             return OpInfo("global_avg_pool", (a["self"],))

@@ -9,7 +9,7 @@ execution, with everything in front quantized and corrected already,
     beta <- beta - mean(yh - y)
 
 over samples and positions, each position counted by its influence on the output
-(``ptq.importance``).
+(``ptq.importance``). On integers ``beta`` is on a grid, which is then fitted to it again.
 
 Why there, and not at the linear layers: in an encoder a few tokens have outputs a hundred times as
 large as the others', and what clipping takes from them is most of the mean of a linear layer's
@@ -18,11 +18,13 @@ error; taken back, it moves all other tokens. Behind a layer norm no token is la
 Deviation: norm tweaking also moves ``gamma``, by gradient steps on generated text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx
 
+from halfstep.graph.calibrate import fit_grid
 from halfstep.graph.edit import is_shared, set_value
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.match import Unit
@@ -32,6 +34,7 @@ from halfstep.ptq.correct_bias import Correction, CorrectionReport
 from halfstep.ptq.correct_bias_from_data import mean_difference
 from halfstep.ptq.pairs import Refusal
 from halfstep.ptq.streams import LIVE_BYTES, Streams
+from halfstep.quant.quantizer import Quantizer
 
 
 def correct_layer_norms(
@@ -65,10 +68,32 @@ def correct_layer_norms(
         if reason or bias is None:
             skipped.append(Refusal(layer.unit.name, reason))
             continue
-        shift = mean_difference(layer)
+        with _without_rounding(model, bias):
+            shift = mean_difference(layer)
         set_value(model.module, bias, model.parameter_of(bias).detach().double() - shift)
+        for quantizer in _quantizers(model, bias):
+            fit_grid(quantizer, model.parameter_of(bias))
         layers.append(Correction(layer.unit.name, shift))
     return CorrectionReport(tuple(layers), tuple(skipped))
+
+
+def _quantizers(model: QuantizedModel, bias: fx.Node) -> list[Quantizer]:
+    """That of a bias, where the layer norm runs on integers; a float one reads no codes."""
+    site = model.units.sites[bias]
+    return [model.quantizer(site)] if site in model.site_quantizer else []
+
+
+@contextmanager
+def _without_rounding(model: QuantizedModel, bias: fx.Node) -> Iterator[None]:
+    """While the body runs; the rounding will be another one when the bias is."""
+    changed = [quantizer for quantizer in _quantizers(model, bias) if quantizer.enabled]
+    for quantizer in changed:
+        quantizer.enabled = False
+    try:
+        yield
+    finally:
+        for quantizer in changed:
+            quantizer.enabled = True
 
 
 def _refused(unit: Unit, bias: fx.Node | None) -> str:

@@ -14,6 +14,7 @@ from halfstep.export.c99.layout import Shape, channels_last, shapes_of_one_sampl
 from halfstep.export.c99.names import Names
 from halfstep.export.c99.numbers import stored_offset, stored_zero
 from halfstep.export.c99.walks import MAX_AXES, Walk, steps_of
+from halfstep.program.batch import outer_sizes
 from halfstep.program.ir import IntProgram, Op, Tensor
 
 _C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "uint32": "uint32_t"}
@@ -76,6 +77,7 @@ class Draft:
 
     def __post_init__(self) -> None:
         self.names = Names()
+        self.outer = outer_sizes(self.program)
         self.shapes = shapes_of_one_sample(self.program)
         self.last = channels_last(self.program, self.shapes)
         self._buffers: dict[tuple[str, bool], str] = {}

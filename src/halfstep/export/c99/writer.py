@@ -28,7 +28,6 @@ from halfstep.export.c99.ports import Port, input_ports, output_ports
 from halfstep.export.c99.walks import order_of
 from halfstep.files import write_folder_atomically
 from halfstep.formats.in_memory import InMemory
-from halfstep.program.batch import outer_sizes
 from halfstep.program.ir import IntProgram
 
 MANIFEST = "sites.json"
@@ -129,11 +128,11 @@ def _reports(
 
 def manifest(draft: Draft, ports: tuple[list[Port], list[Port]]) -> dict[str, Any]:
     """What a verifier needs to know of the files."""
-    outer, sites = outer_sizes(draft.program), []
+    sites = []
 
     def samples(name: str) -> dict[str, int | None]:
         axis = _batch_axis(draft.tensor(name).shape)
-        return {"batch_axis": axis, "batch_outer": outer[name]}
+        return {"batch_axis": axis, "batch_outer": draft.outer[name]}
 
     for site in source.traced_sites(draft):
         shape = draft.shape(site)
