@@ -237,3 +237,34 @@ def test_a_window_that_fits_into_the_padding_of_a_maximum() -> None:
     for steps in ((linear, pool), (Step("activation", (0,), {"function": "sigmoid"}), pool)):
         for target in ("onnxruntime", "openvino"):
             assert attempt(Network(((7, 3),), steps), target).status in ("exact", "floats")
+
+
+@pytest.mark.parametrize(
+    ("shape", "padding"), [((3, 4), ((0, 0),)), ((3, 4), ((1, 2),)), ((3, 8), ((1, 1),))]
+)
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_openvino_makes_several_outputs_of_a_channel_over_two_axes(
+    shape: tuple[int, ...], padding: Any, batch: int, tmp_path: Path
+) -> None:
+    """Over one axis, short inputs and small batches gave codes up to 231 away."""
+    options = {"out_channels": 9, "kernel_size": (2,), "stride": (3,), "dilation": (1,)}
+    conv = Step("conv", (0,), {**options, "padding": padding, "groups": 3, "bias": True})
+    network = Network((shape,), (conv,))
+    program = lowered(captured(network), network)
+    hs.export(program, tmp_path / "model.onnx")
+    verdict = hs.verify(program, tmp_path / "model.onnx", [network.example(batch, 5)])
+    assert max(site.largest for site in verdict.sites) <= 1
+
+
+@pytest.mark.parametrize("target", LITERT)
+def test_scores_of_a_softmax_in_steps_that_litert_does_not_take_are_repaired(target: str) -> None:
+    """It ended the process at a scale of 2^-26."""
+    rule = find("target", target).rules["softmax"]
+    facts = OpFacts("softmax", {"axis": 1}, ((-1, 5),), (False,))
+    assert rule.refuses_scales(facts, [2.0**-26], 1 / 256)
+    assert not rule.refuses_scales(facts, [2.0**-25], 1 / 256)
+    steps = (
+        Step("linear", (0,), {"out_features": 5, "bias": False}),
+        Step("softmax", (1,), {"axis": 1}),
+    )
+    assert attempt(Network(((5,),), steps, parameters="dead"), target).status == "exact"

@@ -1,10 +1,12 @@
 """An integer program as the QDQ model that OpenVINO runs as it is written.
 
-OpenVINO reads what ``onnx_qdq`` writes, with five exceptions:
+OpenVINO reads what ``onnx_qdq`` writes, with six exceptions:
 
 - It has no circular padding, which becomes the places of its values here.
 - Padding of a convolution in which a whole window fits may end the process, or gives too many
   values where there are strides. It becomes a node of its own.
+- A convolution over one axis that makes several outputs of each channel gives other values for
+  short inputs and small batches. It becomes one over two axes.
 - Its means and sums of values of three axes are right for the first few results alone, where
   anything is fused behind them. They are given four axes here, of which one has a single place.
 - It fuses a convolution with the addition that alone reads it, and then does not round the codes
@@ -28,7 +30,7 @@ from onnx import TensorProto
 from halfstep.core.execution import BATCH, Execution
 from halfstep.export import onnx_ops
 from halfstep.export.onnx_qdq import Writer, to_model
-from halfstep.export.onnx_windows import pads
+from halfstep.export.onnx_windows import Margins, pads
 from halfstep.files import write_atomically
 from halfstep.program.ir import IntProgram, Op
 
@@ -64,6 +66,8 @@ class OpenVinoWriter(Writer):
             self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
         elif op.kind == "conv" and _pads_whole_windows(self.program, op):
             self._write_padded(op, integer)
+        elif op.kind == "conv" and integer and _multiplies_channels(self.program, op):
+            self._write_over_two_axes(op, self.name_of(op.inputs[0]), op.attrs["padding"])
         elif op.kind in _REDUCED and len(self._shape(op.inputs[0])) == 3:
             self._write_reduced(op, integer)
         elif op.kind == "avg_pool" and not integer:
@@ -85,13 +89,30 @@ class OpenVinoWriter(Writer):
         margins = pads(((0, 0), (0, 0), *op.attrs["padding"]))
         amounts = self.constant(f"{op.output}/pads", np.asarray(margins, np.int64))
         padded = self.node("Pad", [self.name_of(name), amounts, zero], f"{op.output}/padded")
-        bare = replace(op, attrs={**op.attrs, "padding": ((0, 0),) * len(op.attrs["padding"])})
-        if integer:
+        unpadded = ((0, 0),) * len(op.attrs["padding"])
+        bare = replace(op, attrs={**op.attrs, "padding": unpadded})
+        if integer and _multiplies_channels(self.program, op):
+            self._write_over_two_axes(op, padded, unpadded)
+        elif integer:
             inputs = [self.dequantized(name, padded), *map(self.dequantized, others)]
             self.quantize(op, onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
         else:
             inputs = [self._kept(padded, op), *map(self.name_of, others)]
             self._rename(onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
+
+    def _write_over_two_axes(self, op: Op, codes: str, padding: Margins) -> None:
+        """A convolution over one axis as one over two, the second of one place."""
+        name, weight, *bias = op.inputs
+        last = self.constant("axes/3", np.asarray([3], np.int64))
+        wide = self.node("Unsqueeze", [codes, last], f"{op.output}/wide")
+        rows = self.constant(f"{weight}/wide", self.program.constant(weight)[..., None])
+        attrs = {key: (*op.attrs[key], 1) for key in ("stride", "dilation")}
+        wider = replace(op, attrs={**op.attrs, **attrs, "padding": (*padding, (0, 0))})
+        inputs = [self.dequantized(name, wide), self.dequantized(weight, rows)]
+        inputs += map(self.dequantized, bias)
+        self.quantize(op, onnx_ops.EMITTERS["conv"](self, wider, inputs), f"{op.output}/codes")
+        onnx_ops.reshaped(self, f"{op.output}/codes", self._shape(op.output), op.output)
+        self._annotate(op.output)
 
     def _write_reduced(self, op: Op, integer: bool) -> None:
         """With one more axis, of one place."""
@@ -176,3 +197,9 @@ def _pads_whole_windows(program: IntProgram, op: Op) -> bool:
     kernel = program.tensor(op.inputs[1]).shape[2:]
     axes = zip(op.attrs["padding"], kernel, op.attrs["dilation"], strict=True)
     return any(max(margins) > (size - 1) * step for margins, size, step in axes)
+
+
+def _multiplies_channels(program: IntProgram, op: Op) -> bool:
+    """Whether a convolution over one axis makes several outputs of each channel alone."""
+    outputs, inputs, *kernel = program.tensor(op.inputs[1]).shape
+    return len(kernel) == 1 and inputs == 1 and outputs > op.attrs["groups"] > 1

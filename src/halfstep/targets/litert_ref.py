@@ -19,6 +19,7 @@ from halfstep.targets import onnxruntime
 
 _INTEGER, _FLOAT = Execution.INTEGER, Execution.FLOAT
 _LARGEST_ROW = 511
+_LEAST_SCORE = 2.0**-26
 
 
 def _counts_as_asked(facts: OpFacts) -> str:
@@ -71,6 +72,14 @@ def _small_enough_sum(facts: OpFacts, inputs: Sequence[float], output: float) ->
     )
 
 
+def _scores_in_range(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
+    """The multiplier of a softmax is 2^26 times its input's scale: the kernel asserts it above 1."""
+    del facts, output
+    if inputs[0] > _LEAST_SCORE:
+        return ""
+    return f"its input's scale is {inputs[0]:.3g}, and LiteRT ends the process at 2^-26 and below"
+
+
 def _no_kernel(what: str) -> OpRule:
     return OpRule(_FLOAT, reason=f"LiteRT {what}: float32 between codes")
 
@@ -87,7 +96,11 @@ RULES = {
     "global_avg_pool": OpRule(_INTEGER, "double_rounding"),
     "mean": OpRule(_INTEGER, "double_rounding", refuses=_within_a_sample),
     "softmax": OpRule(
-        _INTEGER, "fixed_point", refuses=_short_rows, output_calibrator="unit_interval"
+        _INTEGER,
+        "fixed_point",
+        refuses=_short_rows,
+        refuses_scales=_scores_in_range,
+        output_calibrator="unit_interval",
     ),
     "sigmoid": OpRule(_INTEGER, output_calibrator="unit_interval", table=tables.sigmoid_rounded),
     "tanh": OpRule(_INTEGER, output_calibrator="signed_unit_interval", table=tables.tanh_rounded),
