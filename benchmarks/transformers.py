@@ -35,7 +35,6 @@ OURS: dict[str, dict[str, Any]] = {
         "recipe": "transformer_ptq",
         "weights": "int7_narrow",
     },
-    "`transformer_ptq`, cosine within 0.0005": {"recipe": "transformer_ptq", "max_loss": 0.0005},
 }
 PEERS = {
     "onnxruntime static": ("onnxruntime", "onnxruntime_quantization", ("--method", "minmax")),

@@ -73,7 +73,7 @@ def _small_enough_sum(facts: OpFacts, inputs: Sequence[float], output: float) ->
 
 
 def _scores_in_range(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
-    """The multiplier of a softmax is 2^26 times its input's scale: the kernel asserts it above 1."""
+    """The kernel asserts that its multiplier, 2^26 times the scale of its input, is above 1."""
     del facts, output
     if inputs[0] > _LEAST_SCORE:
         return ""
