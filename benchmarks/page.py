@@ -53,7 +53,11 @@ def recipe_page(text: str, recipe: str, results: Mapping[str, Any]) -> str:
         for row in results.get(name, {}).get("rows", ())
         if row["recipe"] == recipe
     ]
-    shown = [*table(rows, OF_A_RECIPE)]
+    shown = [
+        *table(rows, OF_A_RECIPE),
+        "",
+        "Seconds are elapsed, on two cores that other work shares.",
+    ]
     encoders = results.get("transformers", {}).get("rows", ())
     if mine := [row for row in encoders if f"`{recipe}`" in row["tool"]]:
         title, text, columns = SECTIONS["transformers"]
