@@ -36,6 +36,7 @@ from halfstep.core.requant import (
     SCALED,
     SHIFTED_FIRST,
     fixed_point_multiplier,
+    float_multiplier,
     real_multiplier,
 )
 from halfstep.core.softmax import SOFTMAX
@@ -184,6 +185,10 @@ def _shift(program: IntProgram, op: Op) -> NDArray[np.int64]:
     if op.kind in REDUCED:
         count = 1 if op.kind == "sum" else reduced_terms(program, op)
         return np.array(divided_multiplier(count, source, others[-1])[1])
+    if op.kind == "mul":  # the multiplier is float32 before it is anything else
+        return fixed_point_multiplier(float_multiplier(source, *others))[1]
+    if op.kind == "matmul":
+        others[1] = others[1] / np.float32(op.attrs["alpha"])
     if op.kind in WEIGHTED:
         others[0] = weight_scales(op, program.grid(op.inputs[1]))
     return fixed_point_multiplier(real_multiplier(source, *others))[1]
