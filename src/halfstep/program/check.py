@@ -19,18 +19,14 @@
 """
 
 import math
-from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.core import fake_quantize
-from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
-from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN, divided_multiplier
+from halfstep.core.pooling import AVERAGE_OF_CODES, divided_multiplier
 from halfstep.core.qtype import ACCUMULATOR_BITS
 from halfstep.core.requant import (
-    ACCUMULATOR,
     GROUPS,
     INT32_ONLY,
     SCALED,
@@ -39,7 +35,6 @@ from halfstep.core.requant import (
     float_multiplier,
     real_multiplier,
 )
-from halfstep.core.softmax import SOFTMAX
 from halfstep.errors import ProgramError
 from halfstep.program.bounds import (
     REDUCED,
@@ -50,26 +45,13 @@ from halfstep.program.bounds import (
     weight_axis,
     weight_scales,
 )
+from halfstep.program.formulas import FORMULAS
 from halfstep.program.ir import IntProgram, Op
 from halfstep.program.saturation import prove_sums
 
 _CODES = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED, Execution.COPY)
 _SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
-FORMULAS: Mapping[str, Collection[str]] = {
-    **dict.fromkeys(_SUMS, (*ACCUMULATOR, *fake_quantize.WITH_BIAS)),
-    "matmul": (*ACCUMULATOR, *fake_quantize.WITHOUT_BIAS),
-    "add": (*ADD, *fake_quantize.ADD),
-    "sub": SUB.keys(),
-    "mul": MUL.keys(),
-    "avg_pool": (*AVERAGE, *AVERAGE_OF_CODES, *MEAN),
-    "global_avg_pool": MEAN.keys(),
-    "mean": MEAN.keys(),
-    "sum": MEAN.keys(),
-    "softmax": SOFTMAX.keys(),
-    "layer_norm": ACCUMULATOR.keys(),
-    "quantize": (*QUANTIZE, *fake_quantize.QUANTIZE),
-}
 
 
 def check(program: IntProgram) -> IntProgram:
@@ -211,9 +193,9 @@ def _check_pairs(program: IntProgram) -> None:
 
 
 def _check_formula(program: IntProgram, op: Op) -> None:
-    known = FORMULAS.get(op.kind, ())
+    known = FORMULAS.get(op.kind, {})
     if op.execution is Execution.SCALED:
-        known = SCALED.keys() if op.kind in _SUMS else ()
+        known = SCALED if op.kind in _SUMS else {}
     if op.formula is None:
         # A quantize without one divides: the meaning of every grid.
         needed = op.execution in _CODES[:-1] and op.kind not in _WITHOUT_FORMULA
