@@ -17,7 +17,7 @@ from halfstep.errors import DataError, UnknownNameError
 from halfstep.export import litert_ops, onnx_ops
 from halfstep.export.c99 import emitters
 from halfstep.functions import TABLES as FUNCTIONS
-from halfstep.program.check import FORMULAS
+from halfstep.program.formulas import FORMULAS
 from halfstep.program.kernels import KERNELS
 from halfstep.quant.calibrators.base import Calibrator
 from halfstep.quant.quantizer import Quantizer

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import halfstep as hs
 from halfstep.core.qtype import UINT8
-from halfstep.errors import CalibrationError, LowerError
+from halfstep.errors import CalibrationError, CaptureError, LowerError
 from halfstep.functions import TABLES
 from halfstep.lower import clamp_codes
 from halfstep.program.engine import Engine
@@ -31,6 +31,25 @@ def test_a_reduction_over_no_axes_is_over_all(reduce):
     (found,) = Engine(program).run([np.ones((5, 3, 8, 8), np.float32)]).outputs
     wanted = reduce(torch.ones(5, 3, 8, 8), dim=(), keepdim=True)
     np.testing.assert_array_equal(found, wanted.numpy())
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_multiple_of_the_batch_is_expanded_as_it_is(n):
+    model = Call(lambda x: x.reshape(-1, 1, 8).expand(-1, 3, -1) + 1)
+    program = lowered(model, IMAGE, target="reference").program
+    assert Engine(program).run([np.ones((n, 3, 8, 8), np.float32)]).outputs[0].shape == (
+        24 * n,
+        3,
+        8,
+    )
+
+
+def test_what_is_repeated_by_a_multiple_of_the_batch_is_refused():
+    model = Call(
+        lambda m, x: x.reshape(-1, 8) + m.bias.expand(3 * x.shape[0] * 8, -1), nn.Linear(8, 8)
+    )
+    with pytest.raises(CaptureError, match=r"expand: it repeats a value 24\*\w+ times, a multiple"):
+        lowered(model, IMAGE)
 
 
 def grid_of(low: float, high: float) -> hs.Affine:

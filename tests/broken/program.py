@@ -356,6 +356,12 @@ CHECK_SPECIMENS: dict[str, Specimens] = {
             lambda: _with(m={"grid": _grid(1e-7), "formula": "double_rounding"}),
             "m: matmul .*'accumulators': sums up to .*, shifted .* by .* 19 bits .*; widen",
         ),
+        "shifted to the left by alpha": (
+            lambda: _with(
+                m={"grid": _grid(1), "formula": "double_rounding", "attrs": {"alpha": 1e6}}
+            ),
+            "m: matmul .*'accumulators': sums up to .*, shifted .* by .* 16 bits .*; widen",
+        ),
         "over the batch": (
             lambda: _with(c={"shape": (4, BATCH)}),
             "m: matmul .*'accumulators': accumulators may reach",

@@ -42,6 +42,7 @@ LIMITS = [
     ("litert_xnnpack", "mul", (1.0, 1.0), 2.0**8),
     ("openvino", "mul", (1.0, 1.0), 2.0**7),
     ("openvino", "add", (1.0, 0.5), 2.0**15),
+    ("openvino", "clamp", (1.0,), 2.0**15),
     ("onnxruntime", "global_avg_pool", (16.0,), 2.0**8),
 ]
 

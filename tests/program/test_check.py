@@ -10,7 +10,8 @@ from halfstep.core.execution import Execution
 from halfstep.core.qtype import INT8_NARROW
 from halfstep.errors import ProgramError
 from halfstep.program import check as module
-from halfstep.program.check import FORMULAS, check
+from halfstep.program.check import check
+from halfstep.program.formulas import FORMULAS
 from halfstep.program.kernels import KERNELS
 from tests.broken import program as broken
 from tests.program.build import N, grid, weighted

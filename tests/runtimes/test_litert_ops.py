@@ -221,6 +221,11 @@ MOVES = [
         transposes=3,
     ),
     between("expand", lambda x: x[:, :, :1].expand(-1, -1, 5, -1)),
+    between(
+        "expand a multiple",
+        lambda x: x.flatten(0, 1).unsqueeze(1).expand(-1, 4, -1, -1),
+        transposes=1,
+    ),
     between("pad", lambda x: F.pad(x, (1, 2, 0, 1)).transpose(2, 3), transposes=1),
     between("pad, negative", lambda x: F.pad(x, (-1, 2, 0, -1))),
     between("pad, constant", lambda x: F.pad(x, (1, 2, 0, 1), value=0.5), floats=("pad",)),

@@ -379,6 +379,7 @@ MOVES = [
     between("unsqueeze and squeeze", lambda x: x.unsqueeze(1).relu().squeeze(1), floats=("relu",)),
     between("channel shuffle", lambda x: x.view(-1, 2, 2, 8, 8).transpose(1, 2).reshape(x.shape)),
     between("expand", lambda x: x[:, :, :1].expand(-1, -1, 5, -1)),
+    between("expand a multiple", lambda x: x.flatten(0, 1).unsqueeze(1).expand(-1, 4, -1, -1)),
     between("pad", lambda x: F.pad(x, (1, 2, 0, 1)).transpose(2, 3)),
     between("pad, negative", lambda x: F.pad(x, (-1, 2, 0, -1))),
     between(

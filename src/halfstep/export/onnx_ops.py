@@ -11,6 +11,7 @@ import numpy as np
 
 from halfstep.core.execution import BATCH
 from halfstep.export.onnx_windows import conv, pads, pool
+from halfstep.program.batch import repeats
 from halfstep.program.ir import Op
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def _pad(writer: "Writer", op: Op, inputs: list[str]) -> str:
 
 
 def _expand(writer: "Writer", op: Op, inputs: list[str]) -> str:
-    """The batch, where the shape has one, is read from the first input of the program."""
-    shape = op.attrs["shape"]
+    """The batch, where the value has none yet, is read from the first input of the program."""
+    shape = repeats(writer.program, op)
     if BATCH not in shape:
         return writer.node("Expand", [inputs[0], _sizes(writer, shape)], _out(op))
     batch = writer.node("Shape", [writer.program.inputs[0]], f"{op.output}/batch", start=0, end=1)

@@ -22,6 +22,7 @@ from halfstep.errors import ExportError
 from halfstep.export import onnx_ops
 from halfstep.export.onnx_fusion import fused_anyway
 from halfstep.files import write_atomically
+from halfstep.program.batch import one_sample
 from halfstep.program.ir import IntProgram, Op, Tensor
 from halfstep.program.saturation import PROPERTY, PROVEN, prove_sums
 
@@ -77,6 +78,7 @@ class Writer:
         self.values: dict[str, ir.Value] = {}
         self.initializers: dict[str, ir.Value] = {}
         self.fused_anyway = fused_anyway(program)
+        self._one_sample = one_sample(program)
         for name in program.inputs:
             self._value(name, program.tensor(name).dtype, program.tensor(name).shape)
 
@@ -205,17 +207,22 @@ class Writer:
     def _annotate(self, name: str) -> None:
         tensor = self.program.tensor(name)
         value = self.values[name]
-        value.dtype, value.shape = ir.DataType.from_numpy(np.dtype(tensor.dtype)), _shape(tensor)
+        value.dtype, value.shape = (
+            ir.DataType.from_numpy(np.dtype(tensor.dtype)),
+            self._open(tensor),
+        )
 
     def _value(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         value = ir.Value(name=name)
         value.dtype = ir.DataType.from_numpy(np.dtype(dtype))
-        value.shape = _shape(self.program.tensor(name))
+        value.shape = self._open(self.program.tensor(name))
         self.values[name] = value
 
+    def _open(self, tensor: Tensor) -> ir.Shape:
+        """Sizes; the batch in front has a name, and a multiple of it has none, nor any elsewhere.
 
-def _shape(tensor: Tensor) -> ir.Shape:
-    """Sizes, with the batch (or a multiple of it, on any axis) left open."""
-    if tensor.shape and tensor.shape[0] == BATCH:
-        return ir.Shape(["N", *(None if s == BATCH else s for s in tensor.shape[1:])])
-    return ir.Shape([None if size == BATCH else size for size in tensor.shape])
+        The runtime plans its memory as if sizes of one name were one size.
+        """
+        sizes = [None if size == BATCH else size for size in tensor.shape]
+        is_batch = tensor.shape[:1] == (BATCH,) and self._one_sample[tensor.name][0] == 1
+        return ir.Shape(["N", *sizes[1:]] if is_batch else sizes)

@@ -83,7 +83,7 @@ OPS: dict[Any, Callable[[Node], OpInfo]] = {
     aten.permute.default: readers.permutation,
     aten.transpose.int: readers.permutation,
     aten.t.default: readers.permutation,
-    aten.expand.default: lambda node: OpInfo("expand", (node.args[0],), {"shape": shape_of(node)}),  # type: ignore[arg-type]
+    aten.expand.default: readers.expand,
     aten.pad.default: readers.pad,
     aten.constant_pad_nd.default: readers.pad,
     aten.upsample_nearest1d.vec: readers.upsample("upsample_nearest"),

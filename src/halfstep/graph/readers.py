@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from halfstep.core.execution import BATCH
+from halfstep.errors import CaptureError
 
 aten = torch.ops.aten
 Attrs = dict[str, Any]
@@ -125,6 +126,20 @@ def fixed(kind: str, **attrs: Any) -> Callable[[Node], OpInfo]:
 def reshape(node: Node) -> OpInfo:
     """Anything that only renames axes: the output's sizes say it all."""
     return OpInfo("reshape", (node.args[0],), {"shape": shape_of(node)})  # type: ignore[arg-type]
+
+
+def expand(node: Node) -> OpInfo:
+    """Axes of size 1, and new ones in front, repeated; others stay what they are."""
+    x, shape = node.args[0], shape_of(node)
+    before = shape_of(x)  # type: ignore[arg-type]
+    before = (1,) * (len(shape) - len(before)) + before
+    for size, mine, exact in zip(shape, before, node.meta["val"].shape, strict=True):
+        if size == BATCH != mine and not exact.node.expr.is_Symbol:
+            raise CaptureError(
+                f"{node.name}: it repeats a value {exact} times, a multiple of the batch; expand "
+                "it to (batch, repeats, ...) and reshape that"
+            )
+    return OpInfo("expand", (x,), {"shape": shape})  # type: ignore[arg-type]
 
 
 def permutation(node: Node) -> OpInfo:

@@ -115,5 +115,16 @@ def one_sample(program: IntProgram) -> dict[str, Shape]:
     return found
 
 
+def repeats(program: IntProgram, op: Op) -> Shape:
+    """The shape of an expansion, 1 where an axis grows with the batch already, and stays as it is.
+
+    It may be a multiple of the batch, and ``BATCH`` here is the number of samples itself.
+    """
+    shape: Shape = op.attrs["shape"]
+    before = program.tensor(op.inputs[0]).shape
+    before = (1,) * (len(shape) - len(before)) + before
+    return tuple(1 if mine == BATCH else size for size, mine in zip(shape, before, strict=True))
+
+
 def _filled(shape: Shape, multiple: int) -> Shape:
     return tuple(multiple if size == BATCH else size for size in shape)

@@ -19,26 +19,22 @@
 """
 
 import math
-from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfstep.core import fake_quantize
-from halfstep.core.elementwise import ADD, MUL, QUANTIZE, SUB
 from halfstep.core.execution import Execution
-from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN, divided_multiplier
+from halfstep.core.pooling import AVERAGE_OF_CODES, divided_multiplier
 from halfstep.core.qtype import ACCUMULATOR_BITS
 from halfstep.core.requant import (
-    ACCUMULATOR,
     GROUPS,
     INT32_ONLY,
     SCALED,
     SHIFTED_FIRST,
     fixed_point_multiplier,
+    float_multiplier,
     real_multiplier,
 )
-from halfstep.core.softmax import SOFTMAX
 from halfstep.errors import ProgramError
 from halfstep.program.bounds import (
     REDUCED,
@@ -49,26 +45,13 @@ from halfstep.program.bounds import (
     weight_axis,
     weight_scales,
 )
+from halfstep.program.formulas import FORMULAS
 from halfstep.program.ir import IntProgram, Op
 from halfstep.program.saturation import prove_sums
 
 _CODES = (Execution.INTEGER, Execution.SCALED, Execution.DEQUANTIZED, Execution.COPY)
 _SUMS = (*WEIGHTED, "matmul")
 _WITHOUT_FORMULA = ("max_pool", "lookup")
-FORMULAS: Mapping[str, Collection[str]] = {
-    **dict.fromkeys(_SUMS, (*ACCUMULATOR, *fake_quantize.WITH_BIAS)),
-    "matmul": (*ACCUMULATOR, *fake_quantize.WITHOUT_BIAS),
-    "add": (*ADD, *fake_quantize.ADD),
-    "sub": SUB.keys(),
-    "mul": MUL.keys(),
-    "avg_pool": (*AVERAGE, *AVERAGE_OF_CODES, *MEAN),
-    "global_avg_pool": MEAN.keys(),
-    "mean": MEAN.keys(),
-    "sum": MEAN.keys(),
-    "softmax": SOFTMAX.keys(),
-    "layer_norm": ACCUMULATOR.keys(),
-    "quantize": (*QUANTIZE, *fake_quantize.QUANTIZE),
-}
 
 
 def check(program: IntProgram) -> IntProgram:
@@ -184,6 +167,10 @@ def _shift(program: IntProgram, op: Op) -> NDArray[np.int64]:
     if op.kind in REDUCED:
         count = 1 if op.kind == "sum" else reduced_terms(program, op)
         return np.array(divided_multiplier(count, source, others[-1])[1])
+    if op.kind == "mul":  # the multiplier is float32 before it is anything else
+        return fixed_point_multiplier(float_multiplier(source, *others))[1]
+    if op.kind == "matmul":
+        others[1] = others[1] / np.float32(op.attrs["alpha"])
     if op.kind in WEIGHTED:
         others[0] = weight_scales(op, program.grid(op.inputs[1]))
     return fixed_point_multiplier(real_multiplier(source, *others))[1]
@@ -206,9 +193,9 @@ def _check_pairs(program: IntProgram) -> None:
 
 
 def _check_formula(program: IntProgram, op: Op) -> None:
-    known = FORMULAS.get(op.kind, ())
+    known = FORMULAS.get(op.kind, {})
     if op.execution is Execution.SCALED:
-        known = SCALED.keys() if op.kind in _SUMS else ()
+        known = SCALED if op.kind in _SUMS else {}
     if op.formula is None:
         # A quantize without one divides: the meaning of every grid.
         needed = op.execution in _CODES[:-1] and op.kind not in _WITHOUT_FORMULA

@@ -35,7 +35,7 @@ def _product_in_float32(facts: OpFacts, inputs: Sequence[float], output: float) 
 
 
 def _sum_in_float32(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
-    """The same of a sum."""
+    """The same of a sum, or of one value."""
     del facts
     return _cancelled("an input's scale", max(inputs) / output, 2.0**15)
 
@@ -51,6 +51,7 @@ def _cancelled(what: str, ratio: float, limit: float) -> str:
 
 
 _RULES = onnxruntime.RULES
+_FUNCTIONS = ("relu", "clamp", "leaky_relu", "sigmoid", "tanh", "gelu", "hardswish", "hardsigmoid")
 
 TARGET = replace(
     onnxruntime.TARGET,
@@ -58,6 +59,7 @@ TARGET = replace(
     title="OpenVINO on CPUs with AVX-512: QDQ, uint8 activations, one step apart at most",
     rules={
         **_RULES,
+        **{kind: replace(_RULES[kind], refuses_scales=_sum_in_float32) for kind in _FUNCTIONS},
         "conv": OpRule(Execution.INTEGER, "fake_quantize"),
         # Never SCALED: a distance of one code says nothing about real values.
         "linear": OpRule(Execution.INTEGER, "folded_scale"),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from halfstep.core.execution import BATCH
+from halfstep.program.batch import repeats
 from halfstep.program.kernels.setup import Array, Setup, Step
 
 # PyTorch's names of the ways to pad, and numpy's.
@@ -84,11 +85,16 @@ def minimum(setup: Setup) -> Step:
 
 
 def expand(setup: Setup) -> Step:
-    """Repeat axes of size 1; ``BATCH`` stands for the number of samples, the last argument."""
+    """Repeat axes of size 1, ``BATCH`` times by the number of samples, the last argument.
+
+    An axis that grows with the batch already may be a multiple of it, and stays what it is.
+    """
+    sizes = repeats(setup.program, setup.op)
 
     def run(x: Array, batch: int) -> Array:
-        shape = tuple(batch if size == BATCH else size for size in setup.attrs["shape"])
-        return setup.xp.broadcast_to(x, shape)
+        own = (1,) * (len(sizes) - x.ndim) + tuple(x.shape)
+        wanted = (batch if size == BATCH else size for size in sizes)
+        return setup.xp.broadcast_to(x, tuple(map(max, wanted, own)))
 
     return run
 

@@ -1,15 +1,13 @@
 """Where codes begin and end."""
 
-from halfstep.core import elementwise, fake_quantize
+from halfstep.program.formulas import FORMULAS
 from halfstep.program.kernels.setup import Array, Setup, Step
-
-QUANTIZE = elementwise.QUANTIZE | fake_quantize.QUANTIZE
 
 
 def quantize(setup: Setup) -> Step:
     """Real values to codes, by the operation's formula."""
     grid = setup.out_grid
-    formula = QUANTIZE[setup.op.formula or "division"]
+    formula = FORMULAS["quantize"][setup.op.formula or "division"]
 
     def run(real: Array) -> Array:
         real = setup.xp.astype(real, setup.xp.float32, copy=False)

@@ -1,14 +1,13 @@
 """Addition, subtraction, multiplication and tables of codes."""
 
-from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from halfstep.core import fake_quantize
-from halfstep.core.elementwise import ADD, MUL, SUB, fused_swaps
+from halfstep.core.elementwise import fused_swaps
 from halfstep.core.qtype import QType
 from halfstep.core.requant import look_up
+from halfstep.program.formulas import FORMULAS, Formulas
 from halfstep.program.kernels.setup import Array, Kernel, Setup, Step
 
 Pair = Callable[[Array, Array], Array]
@@ -17,7 +16,7 @@ Pair = Callable[[Array, Array], Array]
 _MOST_PAIRS = 2**16
 
 
-def _binary(table: Mapping[str, Callable[..., Array]]) -> Kernel:
+def _binary(table: Formulas) -> Kernel:
     def kernel(setup: Setup) -> Step:
         formula = table[setup.op.formula or ""]
         a, b, y = setup.grid(0), setup.grid(1), setup.out_grid
@@ -62,9 +61,9 @@ def _saturated(setup: Setup, codes: Array) -> Array:
     return np.clip(codes, low, high).astype(setup.out.dtype)
 
 
-add = _binary(ChainMap(ADD, fake_quantize.ADD))
-sub = _binary(SUB)
-mul = _binary(MUL)
+add = _binary(FORMULAS["add"])
+sub = _binary(FORMULAS["sub"])
+mul = _binary(FORMULAS["mul"])
 
 
 def lookup(setup: Setup) -> Step:

@@ -6,14 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfstep.core.normalize import FRACTION, affine_terms, normalized
-from halfstep.core.requant import ACCUMULATOR, Scale
+from halfstep.core.requant import Scale
+from halfstep.program.formulas import FORMULAS
 from halfstep.program.ir import IntProgram, Op
 from halfstep.program.kernels.setup import Array, Setup, Step
 
 
 def layer_norm(setup: Setup) -> Step:
     """Over the last axes, then an affine function of each position of a row."""
-    formula, out, xp = ACCUMULATOR[setup.op.formula or ""], setup.out_grid, setup.xp
+    formula, out, xp = FORMULAS[setup.op.kind][setup.op.formula or ""], setup.out_grid, setup.xp
     gamma, scale, beta = affine_of(setup.program, setup.op)
     factor, added = setup.constant(gamma, "int64"), setup.constant(beta, "int64")
     first, zero = setup.grid(0), setup.zero(0)

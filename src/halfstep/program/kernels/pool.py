@@ -1,17 +1,14 @@
 """Pooling over windows of (N, C, *spatial), and over all of space."""
 
 import itertools
-from collections import ChainMap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from halfstep.core.pooling import AVERAGE, AVERAGE_OF_CODES, MEAN
+from halfstep.core.pooling import AVERAGE
+from halfstep.program.formulas import FORMULAS
 from halfstep.program.kernels.copies import padded
 from halfstep.program.kernels.setup import Array, Setup, Step
-
-# Means of codes, by their sum and their number.
-_OF_CODES = ChainMap(MEAN, AVERAGE_OF_CODES)
 
 
 def windows(setup: Setup, x: Array, fill: float, beyond: float) -> Iterator[Array]:
@@ -56,9 +53,9 @@ def max_pool(setup: Setup) -> Step:
 
 def avg_pool(setup: Setup) -> Step:
     """The mean of each window, by a formula for its real values, its codes, or a whole mean."""
-    if setup.op.formula in _OF_CODES:
+    if setup.op.formula not in AVERAGE:
         return _mean_of_codes(setup)
-    formula, out = AVERAGE[setup.op.formula or ""], setup.out_grid
+    formula, out = AVERAGE[setup.op.formula], setup.out_grid
     counts = window_counts(setup)
 
     def run(x: Array) -> Array:
@@ -70,7 +67,7 @@ def avg_pool(setup: Setup) -> Step:
 
 def _mean_of_codes(setup: Setup) -> Step:
     """Windows that average another number of values have another multiplier."""
-    formula, xp = _OF_CODES[setup.op.formula or ""], setup.xp
+    formula, xp = FORMULAS[setup.op.kind][setup.op.formula or ""], setup.xp
     grid, out = setup.grid(0), setup.out_grid
     zeros = int(grid.zero_point), int(out.zero_point)
     counts = xp.astype(window_counts(setup), xp.int64)
@@ -112,7 +109,7 @@ def sum_(setup: Setup) -> Step:
 
 
 def _total_over(setup: Setup, axes: Sequence[int], keepdims: bool, divided: bool = True) -> Step:
-    formula, xp = MEAN[setup.op.formula or ""], setup.xp
+    formula, xp = FORMULAS[setup.op.kind][setup.op.formula or ""], setup.xp
     grid, out = setup.grid(0), setup.out_grid
     zeros = int(grid.zero_point), int(out.zero_point)
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from halfstep.core.softmax import SOFTMAX
+from halfstep.program.formulas import FORMULAS
 from halfstep.program.kernels.setup import Array, Setup, Step
 
 
 def softmax(setup: Setup) -> Step:
     """Along one axis, by the operation's formula."""
-    formula, axis = SOFTMAX[setup.op.formula or ""], setup.attrs["axis"]
+    formula, axis = FORMULAS[setup.op.kind][setup.op.formula or ""], setup.attrs["axis"]
     grid, out = setup.grid(0), setup.out_grid
     n_codes = max(256, grid.qtype.qmax - grid.qtype.qmin + 1)
     zero = int(out.zero_point)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from halfstep.core import fake_quantize
 from halfstep.core.execution import Execution
-from halfstep.core.requant import ACCUMULATOR, SCALED
+from halfstep.core.requant import SCALED
 from halfstep.program.bounds import (
     FLOAT32_EXACT,
     accumulator_bounds,
@@ -22,6 +22,7 @@ from halfstep.program.bounds import (
     largest_step,
     weight_scales,
 )
+from halfstep.program.formulas import SUMS
 from halfstep.program.kernels.copies import padded
 from halfstep.program.kernels.groups import Contraction, codes_of_groups
 from halfstep.program.kernels.setup import Array, Setup, Step
@@ -144,7 +145,7 @@ def _finish(
         if factor == 1:
             return lambda acc: real(acc, first, scale)
         return lambda acc: real(acc, first, scale) * float(factor)
-    formula, grid = (ACCUMULATOR | fake_quantize.WITHOUT_BIAS)[name], setup.out_grid
+    formula, grid = SUMS[name], setup.out_grid
     scales = first, scale, grid.scale / factor
     return lambda acc: setup.saturate(formula(acc, *scales, int(grid.zero_point)))
 
