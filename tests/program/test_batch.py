@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from halfstep.core.execution import BATCH, Execution
 from halfstep.errors import ProgramError
 from halfstep.formats.layout import joined
-from halfstep.program.batch import outer_sizes
+from halfstep.program.batch import batch_multiples, outer_sizes
 from halfstep.program.ir import IntProgram, Op, Tensor
 
 
@@ -76,3 +76,10 @@ def test_a_reshape_that_tears_samples_apart_is_refused_by_name() -> None:
     program = moved((BATCH, 3, 4), (2, BATCH), perm=(1, 0, 2))
     with pytest.raises(ProgramError, match=r"^r0: reshape from .* to .* tears samples apart; keep"):
         outer_sizes(program)
+
+
+def test_how_many_times_the_batch_a_size_is() -> None:
+    joined_heads = moved((BATCH, 5, 8), (5, BATCH, 4), (5, BATCH, 2, 4), perm=(1, 0, 2))
+    assert batch_multiples(joined_heads) == {"x": 1, "t": 1, "r0": 2, "r1": 1}
+    joined_tokens = moved((BATCH, 5, 8), (BATCH, 8), perm=(1, 0, 2))
+    assert batch_multiples(joined_tokens) == {"x": 1, "t": 1, "r0": 5}

@@ -22,7 +22,8 @@ from halfstep.errors import ExportError
 from halfstep.export import onnx_ops
 from halfstep.export.onnx_fusion import fused_anyway
 from halfstep.files import write_atomically
-from halfstep.program.ir import IntProgram, Op, Tensor
+from halfstep.program.batch import batch_multiples
+from halfstep.program.ir import IntProgram, Op
 from halfstep.program.saturation import PROPERTY, PROVEN, prove_sums
 
 OPSET = 21
@@ -69,6 +70,7 @@ class Writer:
         values: by name.
         initializers: constants by name.
         fused_anyway: float operations to protect from fusion, by their outputs.
+        multiples: for each value, how many times the batch its open size is.
     """
 
     def __init__(self, program: IntProgram) -> None:
@@ -77,6 +79,7 @@ class Writer:
         self.values: dict[str, ir.Value] = {}
         self.initializers: dict[str, ir.Value] = {}
         self.fused_anyway = fused_anyway(program)
+        self.multiples = batch_multiples(program)
         for name in program.inputs:
             self._value(name, program.tensor(name).dtype, program.tensor(name).shape)
 
@@ -205,17 +208,21 @@ class Writer:
     def _annotate(self, name: str) -> None:
         tensor = self.program.tensor(name)
         value = self.values[name]
-        value.dtype, value.shape = ir.DataType.from_numpy(np.dtype(tensor.dtype)), _shape(tensor)
+        value.dtype, value.shape = (
+            ir.DataType.from_numpy(np.dtype(tensor.dtype)),
+            self._open_shape(name),
+        )
 
     def _value(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         value = ir.Value(name=name)
         value.dtype = ir.DataType.from_numpy(np.dtype(dtype))
-        value.shape = _shape(self.program.tensor(name))
+        value.shape = self._open_shape(name)
         self.values[name] = value
 
+    def _open_shape(self, name: str) -> ir.Shape:
+        """Sizes, with what grows with the batch left open, and called ``N`` if it is the batch.
 
-def _shape(tensor: Tensor) -> ir.Shape:
-    """Sizes, with the batch (or a multiple of it, on any axis) left open."""
-    if tensor.shape and tensor.shape[0] == BATCH:
-        return ir.Shape(["N", *(None if s == BATCH else s for s in tensor.shape[1:])])
-    return ir.Shape([None if size == BATCH else size for size in tensor.shape])
+        ONNX Runtime reuses the memory of one value for another by their sizes and these names.
+        """
+        batch = "N" if self.multiples[name] == 1 else None
+        return ir.Shape([batch if s == BATCH else s for s in self.program.tensor(name).shape])

@@ -30,6 +30,23 @@ def outer_sizes(program: IntProgram) -> dict[str, int]:
     return found
 
 
+def batch_multiples(program: IntProgram) -> dict[str, int]:
+    """For each value, how many times the number of samples the axis is long that grows with it."""
+    found = dict.fromkeys(program.tensors, 1)
+    for op in program.ops:
+        grown = [name for name in op.inputs if BATCH in program.tensor(name).shape]
+        if grown:
+            found[op.output] = max(found[name] for name in grown)
+        if grown and op.kind == "reshape":
+            before, after = (_sample_size(program, name) for name in (grown[0], op.output))
+            found[op.output] = found[op.output] * before // after
+    return found
+
+
+def _sample_size(program: IntProgram, name: str) -> int:
+    return math.prod(size for size in program.tensor(name).shape if size != BATCH)
+
+
 def _reshaped(program: IntProgram, op: Op, outer: int) -> int:
     """What lies in front of the samples, in memory, lies in front of them in any shape."""
     before, after = (program.tensor(name).shape for name in (op.inputs[0], op.output))
