@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import halfstep as hs
+from halfstep.data import check_classes
 from halfstep.errors import CaptureError, DataError, UnknownNameError
 from tests.models import Residual, normal, seeded
 
@@ -108,6 +109,50 @@ def test_a_number_of_samples_that_is_none_is_refused(n: Any) -> None:
 def test_a_sparse_tensor_is_refused() -> None:
     with pytest.raises(DataError, match=r"^x:in: batch 0: asked for a dense tensor, found torch\."):
         hs.quantize(seeded(Difference()), [(X.to_sparse(), Y)])
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([0, 1, 2, 3, 4, 5], "sample 15: .* from 0 to 4, found 5;"),
+        ([0, -100, 2, 3, 4, 4], "sample 11: .* from 0 to 4, found -100;"),
+        ([0.0, 1.0, 2.5, 3.0, 4.0, 4.0], "sample 12: .* from 0 to 4, found 2.5;"),
+        ([np.nan, 1, 2, 3, 4, 4], "sample 10: .* from 0 to 4, found nan;"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_model_are_refused(labels: Any, found: str) -> None:
+    with pytest.raises(DataError, match=f"^labels: {found} where these are no classes, yield "):
+        check_classes(np.asarray(labels), (6, 5), 10)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3, 4, 4], [0.0, 1.0, 2.0, 3.0, 4.0, 4.0]])
+def test_classes_may_be_numbers_of_any_type(labels: Any) -> None:
+    check_classes(torch.tensor(labels), (6, 5))
+
+
+@pytest.mark.parametrize("recipe", ["ptq", "best", "wu_int8"])
+def test_regression_targets_give_no_accuracy(recipe: str) -> None:
+    data = [(IMAGES, normal(6, seed=seed)) for seed in range(2)]
+    with pytest.raises(DataError, match=r"^labels: sample 0: .* 5 scores"):
+        hs.quantize(seeded(Residual()), data, recipe=recipe)
+
+
+@pytest.mark.parametrize("recipe", ["ptq", "wu_int8"])
+def test_of_one_value_a_sample_there_are_no_decisions(recipe: str) -> None:
+    data = [(IMAGES, normal(6, seed=seed)) for seed in range(2)]
+    verdict = hs.quantize(seeded(Residual(classes=1)), data, recipe=recipe).verdict
+    assert verdict is not None and verdict.status is hs.Status.EXACT
+    assert verdict.accuracy == verdict.agreement == {}
+
+
+def test_best_refuses_one_value_a_sample() -> None:
+    with pytest.raises(
+        DataError, match=r"^output: asked for class scores, .* found \(6, 1\); 'best'"
+    ):
+        hs.quantize(seeded(Residual(classes=1)), [IMAGES] * 2, recipe="best")
 
 
 # Modes of torch

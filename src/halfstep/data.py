@@ -191,6 +191,37 @@ def samples_in(batch: Any, keywords: Sequence[str]) -> int:
         return 1
 
 
+def judges_classes(scores: Sequence[int]) -> bool:
+    """Whether the largest of what the model gives is a decision: (samples, two or more classes)."""
+    return len(scores) == 2 and scores[1] > 1
+
+
+def check_classes(labels: Any, scores: Sequence[int], offset: int = 0) -> None:
+    """Raise ``DataError`` unless ``labels`` are one class index a sample.
+
+    Args:
+        labels: a tensor or an array.
+        scores: the shape of what the model gives, (samples, classes).
+        offset: how many samples were before these.
+    """
+    found = np.asarray(labels)
+    n_samples, n_classes = scores
+    if found.shape != (n_samples,):
+        raise DataError(
+            f"labels of shape {found.shape} for {n_samples} samples: asked for one class index a "
+            "sample. Inputs that the model can do without are not found at the end of a tuple: "
+            "give them by name, in a dict"
+        )
+    wrong = ~np.isin(found, np.arange(n_classes))
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise DataError(
+            f"labels: sample {offset + at}: the model gives {n_classes} scores a sample: asked for "
+            f"a class index from 0 to {n_classes - 1}, found {found[at]}; where these are no "
+            "classes, yield the inputs alone"
+        )
+
+
 def _described(value: Any) -> str:
     """The type of a value, and of what it holds."""
     name = type(value).__name__
