@@ -1,5 +1,6 @@
 """Batches as users have them, brought into one form."""
 
+import builtins
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -118,10 +119,11 @@ def _batch(
 ) -> tuple[tuple[T, ...], T | None]:
     labels: Any = None
     if isinstance(batch, Mapping):
-        missing = [name for name in inputs if name not in batch]
+        keys = {name: key_of(name, batch) for name in inputs}
+        missing = [key for key in keys.values() if key not in batch]
         if missing:
             raise DataError(f"batch {index}: no {missing}; it has {sorted(map(str, batch))}")
-        values = [batch[name] for name in inputs]
+        values = [batch[keys[name]] for name in inputs]
         labels = next((batch[name] for name in LABELS if name in batch), None)
     else:
         given = batch if isinstance(batch, tuple | list) else (batch,)
@@ -137,6 +139,15 @@ def _batch(
         for name, value in zip(inputs, values, strict=True)
     )
     return found, None if labels is None else _labels(labels, index, convert)
+
+
+def key_of(name: str, batch: Mapping[str, Any]) -> str:
+    """The key that the input ``name`` of a graph has in a dict by argument.
+
+    A graph has no names of Python's builtins: torch calls an argument ``input`` ``input_1`` there.
+    """
+    own = name.removesuffix("_1")
+    return own if name not in batch and hasattr(builtins, own) else name
 
 
 def _converted(value: Any, where: str, convert: Callable[[Any], T]) -> T:
@@ -160,6 +171,55 @@ def _labels(labels: Any, index: int, convert: Callable[[Any], T]) -> T:
             f"{_described(labels)}; map them to numbers, or yield the inputs alone"
         )
     return found
+
+
+def samples_in(batch: Any, keywords: Sequence[str]) -> int:
+    """The number of samples in a batch; 1 where it is none, which whoever reads it next says.
+
+    Args:
+        batch: in any form.
+        keywords: names of the inputs in a dict, which may hold other things in front of them.
+    """
+    first = batch
+    if isinstance(batch, Mapping):
+        first = next((batch[name] for name in (*keywords, *batch) if name in batch), None)
+    elif isinstance(batch, tuple | list) and batch:
+        first = batch[0]
+    try:
+        return len(first)
+    except TypeError:  # it has no length, or is a tensor without axes
+        return 1
+
+
+def judges_classes(scores: Sequence[int]) -> bool:
+    """Whether the largest of what the model gives is a decision: (samples, two or more classes)."""
+    return len(scores) == 2 and scores[1] > 1
+
+
+def check_classes(labels: Any, scores: Sequence[int], offset: int = 0) -> None:
+    """Raise ``DataError`` unless ``labels`` are one class index a sample.
+
+    Args:
+        labels: a tensor or an array.
+        scores: the shape of what the model gives, (samples, classes).
+        offset: how many samples were before these.
+    """
+    found = np.asarray(labels)
+    n_samples, n_classes = scores
+    if found.shape != (n_samples,):
+        raise DataError(
+            f"labels of shape {found.shape} for {n_samples} samples: asked for one class index a "
+            "sample. Inputs that the model can do without are not found at the end of a tuple: "
+            "give them by name, in a dict"
+        )
+    wrong = ~np.isin(found, np.arange(n_classes))
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise DataError(
+            f"labels: sample {offset + at}: the model gives {n_classes} scores a sample: asked for "
+            f"a class index from 0 to {n_classes - 1}, found {found[at]}; where these are no "
+            "classes, yield the inputs alone"
+        )
 
 
 def _described(value: Any) -> str:

@@ -80,7 +80,7 @@ def unknown_name(
         list_all: list every one, and beside a suggestion as well.
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    near = get_close_matches(str(name), names, n=3, cutoff=0.6)
     hints = [f"did you mean {' or '.join(map(repr, near))}?"] if near else []
     if list_all or not near:
         listed = names if list_all else names[:_LISTED]

@@ -1,7 +1,7 @@
 """What a result was made from: the recipe, what was asked of it, and the data that it read."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from halfstep.data import LABELS
+from halfstep.data import LABELS, samples_in
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,14 @@ class Origin:
 
 
 class DataHash:
-    """Hashes batches on their way to a recipe; nothing of them is kept."""
+    """Hashes batches on their way to a recipe; nothing of them is kept.
 
-    def __init__(self) -> None:
+    Args:
+        keywords: names of the inputs in batches that are dicts.
+    """
+
+    def __init__(self, keywords: Sequence[str] = ()) -> None:
+        self._keywords = keywords
         self._hash = hashlib.sha256()
         self._batches = self._samples = 0
 
@@ -64,11 +69,11 @@ class DataHash:
         values = list(_named(batch))
         self._batches += 1
         self._hash.update(f"batch of {len(values)}\n".encode())
-        for place, (name, value) in enumerate(values):
+        self._samples += samples_in(batch, self._keywords)
+        for name, value in values:
             kind, shape, data = _numbers(value)
             self._hash.update(f"{name} {kind} {shape}\n".encode())
             self._hash.update(data.data)
-            self._samples += shape[0] if place == 0 and shape else 0
 
 
 def _named(batch: Any) -> Iterator[tuple[str, Any]]:

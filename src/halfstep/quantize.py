@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 from halfstep import pair_repair, scale_repair
 from halfstep.catalog import find
 from halfstep.core.target import Target, resolve
-from halfstep.data import NO_BATCH, example_of, iterate
+from halfstep.data import NO_BATCH, example_of, iterate, samples_in
 from halfstep.errors import DataError
 from halfstep.files import Contents, read_contents, size_of
 from halfstep.graph.eager import original
@@ -66,9 +66,10 @@ def quantize(
     model = original(model)
     journal = Journal()
     head, whole = peek(data)
-    held = _Held(verify_samples)
     example = example_of(head, model.forward, torch.as_tensor)
-    hashed = DataHash()
+    keywords = tuple(example) if isinstance(example, Mapping) else ()
+    held = _Held(verify_samples, keywords)
+    hashed = DataHash(keywords)
     stream = hashed.watch(held.watch(whole))
     quantized: QuantizedModel = run(
         model, example, stream, target=target, journal=journal, progress=progress, **choices
@@ -116,7 +117,7 @@ def _proven(
 def stages(model: nn.Module, quantized: QuantizedModel) -> dict[str, Stage]:
     """The float and the fake-quantized model, as functions of arrays."""
 
-    def stage(module: nn.Module, names: Sequence[str] | None) -> Stage:
+    def stage(module: nn.Module, keywords: Sequence[str]) -> Stage:
         def run(inputs: Sequence[Values]) -> Values:
             tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in inputs]
             was_training = module.training
@@ -124,9 +125,9 @@ def stages(model: nn.Module, quantized: QuantizedModel) -> dict[str, Stage]:
             try:
                 with torch.inference_mode():
                     out = (
-                        module(*tensors)
-                        if names is None
-                        else module(**dict(zip(names, tensors, strict=True)))
+                        module(**dict(zip(keywords, tensors, strict=True)))
+                        if keywords
+                        else module(*tensors)
                     )
             finally:
                 module.train(was_training)
@@ -134,8 +135,7 @@ def stages(model: nn.Module, quantized: QuantizedModel) -> dict[str, Stage]:
 
         return run
 
-    names = quantized.graph.inputs if len(quantized.graph.inputs) > 1 else None
-    return {"float": stage(model, names), "fake-quantized": stage(quantized, names)}
+    return {"float": stage(model, quantized.graph.keywords), "fake-quantized": stage(quantized, ())}
 
 
 def _first_tensor(outputs: Any) -> Tensor:
@@ -154,19 +154,25 @@ def peek(data: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
 
 
 class _Held:
-    """The first samples of a stream, kept for the proof."""
+    """The first samples of a stream, kept for the proof.
 
-    def __init__(self, n: int) -> None:
-        if n < 0:
-            raise DataError(f"verify_samples: asked for 0 or more, found {n}")
+    Args:
+        n: how many samples.
+        keywords: names of the inputs in batches that are dicts.
+    """
+
+    def __init__(self, n: int, keywords: Sequence[str]) -> None:
+        if not isinstance(n, int) or n < 0:
+            raise DataError(f"verify_samples: asked for 0 or more, found {n!r}")
         self.missing = n
+        self.keywords = keywords
         self.batches: list[Any] = []
 
     def watch(self, data: Iterator[Any]) -> Iterator[Any]:
         for batch in data:
             if self.missing > 0:
                 self.batches.append(batch)
-                self.missing -= _size(batch)
+                self.missing -= samples_in(batch, self.keywords)
             yield batch
 
     def complete(self, stream: Iterator[Any]) -> None:
@@ -178,7 +184,8 @@ class _Held:
         """The kept batches, the last one cut to the number that was asked for."""
         for index, batch in enumerate(self.batches):
             last = index == len(self.batches) - 1
-            yield _cut(batch, _size(batch) + min(self.missing, 0)) if last else batch
+            size = samples_in(batch, self.keywords) + min(self.missing, 0)
+            yield _cut(batch, size) if last else batch
 
 
 def _cut(batch: Any, size: int) -> Any:
@@ -187,15 +194,12 @@ def _cut(batch: Any, size: int) -> Any:
         return {name: _cut_value(value, size) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
         return tuple(_cut_value(value, size) for value in batch)
-    return batch[:size]
+    return _cut_value(batch, size)
 
 
 def _cut_value(value: Any, size: int) -> Any:
-    return value if value is None else value[:size]
-
-
-def _size(batch: Any) -> int:
-    """The number of samples in a batch; 1 where it is none, which whoever reads it next says."""
-    values = list(batch.values()) if isinstance(batch, Mapping) else batch
-    first = values[0] if isinstance(values, tuple | list) and values else values
-    return len(first) if isinstance(first, Sized) else 1
+    """What is no row of samples stays as it is: nobody reads it, or whoever does refuses it."""
+    try:
+        return value[:size]
+    except (TypeError, IndexError, KeyError):
+        return value

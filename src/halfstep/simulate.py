@@ -24,15 +24,14 @@ class Simulation(nn.Module):
 
     def __init__(self, model: QuantizedModel, device: str = "cpu") -> None:
         super().__init__()
-        self.names = model.graph.inputs
-        self.output_spec = model.graph.output_spec
+        self.graph = model.graph
         self.engine = Engine(lower(model), f"torch:{device}")
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Exact outputs in the model's own structure, on the CPU."""
-        given = (*args, *(kwargs[name] for name in self.names[len(args) :]))
+        given = self.graph.in_order(args, kwargs)
         run = self.engine.run([value.detach().cpu().numpy() for value in given])
-        return tree_unflatten([torch.from_numpy(o) for o in run.outputs], self.output_spec)
+        return tree_unflatten([torch.from_numpy(o) for o in run.outputs], self.graph.output_spec)
 
 
 def simulate(model: QuantizedModel, device: str = "cpu") -> Simulation:

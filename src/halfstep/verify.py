@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from halfstep.catalog import find
 from halfstep.core.execution import Execution
 from halfstep.core.target import Target, resolve
-from halfstep.data import batches
+from halfstep.data import batches, check_classes, judges_classes
 from halfstep.errors import DataError, ExportError, PlanError
 from halfstep.program.engine import Engine, Run
 from halfstep.program.ir import IntProgram, Op
@@ -164,14 +164,10 @@ class _Comparison:
         return np.where(bits < 0, -(2**31) - bits, bits)
 
     def _decide(self, outputs: Mapping[str, Values], labels: Values | None) -> None:
-        if any(output.ndim != 2 for output in outputs.values()):
+        if not all(judges_classes(output.shape) for output in outputs.values()):
             return
-        if labels is not None and labels.shape != (len(outputs["engine"]),):
-            raise DataError(
-                f"labels of shape {labels.shape} for {len(outputs['engine'])} samples: asked for "
-                "one class index a sample. Inputs that the model can do without are not found at "
-                "the end of a tuple: give them by name, in a dict"
-            )
+        if labels is not None:
+            check_classes(labels, outputs["engine"].shape, self.samples)
         decisions = {name: output.argmax(axis=-1) for name, output in outputs.items()}
         for name, decision in decisions.items():
             if name != "engine":

@@ -43,3 +43,11 @@ def test_attention_is_exact_for_batches_too(target: str, tmp_path: Path) -> None
     verdict = hs.verify(result.program, tmp_path / str(table.artifact), [torch.cat(data)])
     assert max(site.largest for site in verdict.sites) <= table.bound
     assert verdict.samples == 12
+
+
+@pytest.mark.parametrize("target", targets())
+def test_heads_of_the_size_of_an_input_are_exact(target: str) -> None:
+    """(N, 5, 4) and, heads beside samples, (2 * N, 5, 4): a runtime may not share their memory."""
+    model = seeded(nn.Sequential(nn.Linear(4, 8), Attention(batch_first=True)))
+    verdict = hs.quantize(model, [normal(4, 5, 4)], target=target).verdict
+    assert verdict is not None and verdict.status in ("exact", "bounded"), str(verdict)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten
 
+from halfstep.data import key_of
 from halfstep.errors import CaptureError, DataError, unknown_name
 from halfstep.graph.batchnorm import fold_batchnorm
 from halfstep.graph.canonical import canonicalize
 from halfstep.graph.constants import fold_constants
 from halfstep.graph.eager import first_line, is_users, original, run_eagerly, users_line
-from halfstep.graph.named_tensors import check_finite, check_float32, check_names
+from halfstep.graph.named_tensors import check_finite, check_float32, check_mode, check_names
 from halfstep.graph.parameters import fold_computed_weights, separate_roles
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -39,12 +40,19 @@ class Graph:
         inputs: names of the inputs, in order.
         example: two samples of inputs, in the same order.
         output_spec: how the flat outputs of the graph nest in the model's output.
+        keywords: the arguments by which the model takes its inputs, in the same order, where the
+            example was a dict; empty where it takes them by position.
     """
 
     module: fx.GraphModule
     inputs: tuple[str, ...]
     example: tuple[Tensor, ...]
     output_spec: TreeSpec
+    keywords: tuple[str, ...]
+
+    def in_order(self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> list[Tensor]:
+        """The inputs, some of them given by name, as the graph takes them."""
+        return [*args, *(kwargs[key_of(name, kwargs)] for name in self.inputs[len(args) :])]
 
 
 def capture(model: nn.Module, example_inputs: Example, *, only: str | None = None) -> Graph:
@@ -64,6 +72,7 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
     model = original(model)
     if only is not None:
         model = _submodule(model, only)
+    check_mode()
     check_float32(model)
     check_names(model)
     was_training = model.training
@@ -91,7 +100,7 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
         model.train(was_training)
         torch.backends.mha.set_fastpath_enabled(was_fused)
     names = tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
-    return Graph(module, names, example, output_spec)
+    return Graph(module, names, example, output_spec, tuple(inputs) if by_name else ())
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
@@ -102,9 +111,10 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 def _named(example: Example, model: nn.Module) -> dict[str, Tensor]:
-    """The inputs by the names of the model's arguments, each with at least one sample."""
+    """The inputs by the names of the model's arguments, in their order, each with a sample."""
     if isinstance(example, Mapping):
-        named: dict[str, Any] = dict(example)
+        order = [name for name in inspect.signature(model.forward).parameters if name in example]
+        named: dict[str, Any] = {name: example[name] for name in dict.fromkeys((*order, *example))}
     else:
         values = [example] if isinstance(example, Tensor) else list(example)
         names = [*inspect.signature(model.forward).parameters, *map(str, range(len(values)))]
@@ -122,6 +132,8 @@ def _check_example(name: str, value: Any) -> None:
             f"found {found}"
         )
     where = f"{name}:in: batch 0"
+    if value.layout != torch.strided:
+        raise DataError(f"{where}: asked for a dense tensor, found {value.layout}; use to_dense()")
     if value.is_floating_point() and not torch.isfinite(value).all():
         raise DataError(f"{where}: it holds NaN or infinity; clean the data")
     if value.is_floating_point() and value.dtype != torch.float32:

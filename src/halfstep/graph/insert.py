@@ -52,7 +52,7 @@ class QuantizedModel(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
         """Fake-quantized outputs in the model's own structure."""
-        flat = self.module(*args, *(kwargs[name] for name in self.graph.inputs[len(args) :]))
+        flat = self.module(*self.graph.in_order(args, kwargs))
         return tree_unflatten(flat, self.graph.output_spec)
 
     def quantizers(self) -> Iterator[Quantizer]:

@@ -12,6 +12,20 @@ from halfstep.errors import CaptureError
 _ENDS_QUOTES = frozenset('"\\\n\r')
 
 
+def check_mode() -> None:
+    """Raise ``CaptureError`` if torch would compute in another type than that of the model."""
+    if torch.is_autocast_enabled("cpu"):
+        raise CaptureError(
+            "torch.autocast: asked for arithmetic in float32, found it on; call Halfstep outside "
+            "of it"
+        )
+    if (found := torch.get_default_dtype()) != torch.float32:
+        raise CaptureError(
+            f"torch.get_default_dtype: asked for torch.float32, found {found}; call "
+            "torch.set_default_dtype(torch.float32)"
+        )
+
+
 def check_float32(model: nn.Module) -> None:
     """Raise ``CaptureError`` at a parameter of real numbers of another type."""
     for name, parameter in model.named_parameters():

@@ -121,7 +121,7 @@ class _Learning:
     def run(self, iterations: int, batch: int, generator: torch.Generator) -> RoundedLayer:
         optimizer = torch.optim.Adam([self.logits], LEARNING_RATE)
         n_rows = self.z.shape[1]
-        with _without_denormals():
+        with _without_denormals(), torch.enable_grad():
             for iteration in range(iterations):
                 chosen = torch.randint(n_rows, (min(batch, n_rows),), generator=generator)
                 optimizer.zero_grad()

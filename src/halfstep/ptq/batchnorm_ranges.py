@@ -139,6 +139,6 @@ def _watched(model: QuantizedModel) -> dict[Quantizer, list[fx.Node]]:
 
 def _ends(model: QuantizedModel, node: fx.Node, found: Channels | None) -> Range | None:
     if node.op == "get_attr":
-        value = model.parameter_of(node)
+        value = model.parameter_of(node).detach()
         return float(value.min()), float(value.max())
     return None if found is None else (float(found.low.min()), float(found.high.max()))

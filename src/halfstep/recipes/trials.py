@@ -19,6 +19,7 @@ from torch import Tensor
 
 from halfstep.catalog import find
 from halfstep.core.target import Target
+from halfstep.data import check_classes, judges_classes
 from halfstep.errors import DataError, HalfstepError
 from halfstep.files import write_atomically
 from halfstep.graph.capture import Graph
@@ -84,14 +85,16 @@ class Judge:
         self.n_inputs = len(graph.inputs)
         with torch.inference_mode():
             outputs = [graph.module(*batch[: self.n_inputs])[0] for batch in batches]
-        if any(output.ndim != 2 for output in outputs):
+        if not all(judges_classes(output.shape) for output in outputs):
             raise DataError(
-                f"output: asked for class scores, (N, classes), found rank {outputs[0].ndim}; "
+                f"output: asked for class scores, (N, classes), found {tuple(outputs[0].shape)}; "
                 "'best' compares decisions: take another recipe"
             )
         self.reference = torch.cat([output.argmax(-1) for output in outputs])
         labelled = all(len(batch) > self.n_inputs for batch in batches)
         self.labels = torch.cat([batch[-1] for batch in batches]) if labelled else None
+        if self.labels is not None:
+            check_classes(self.labels, (len(self.reference), outputs[0].shape[-1]))
 
     def drop(self, model: QuantizedModel) -> PairedDrop:
         """The drop of what the engine computes, which is what the target will."""

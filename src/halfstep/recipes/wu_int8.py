@@ -95,7 +95,7 @@ def wu_int8(  # noqa: PLR0913 (one parameter an option)
         progress: shows how far each step is.
         judged: samples that calibrators and layers are compared on.
         metric: "accuracy", "agreement" or "cosine"; by default accuracy where there are labels, or
-            else agreement with the float model.
+            else agreement with the float model; cosine where the output is no scores of classes.
         share: how much of the float model's metric may be lost.
         **choices: of ``make_plan``; the paper leaves none open.
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from halfstep.data import check_classes, judges_classes
 from halfstep.errors import DataError, unknown_name
 
 Terms = tuple[Tensor, float]
@@ -100,7 +101,7 @@ def find_metric(name: str | None, labelled: bool, output: Tensor) -> Metric:
         DataError: it needs labels, and there are none.
     """
     if name is None:
-        name = "accuracy" if labelled and output.ndim == 2 else "sqnr"
+        name = "accuracy" if labelled and judges_classes(output.shape) else "sqnr"
     if name not in METRICS:
         raise unknown_name("metric", name, METRICS)
     if METRICS[name].needs_labels and not labelled:
@@ -109,7 +110,7 @@ def find_metric(name: str | None, labelled: bool, output: Tensor) -> Metric:
 
 
 def _classes(name: str, output: Tensor) -> Tensor:
-    if output.ndim != 2:
+    if not judges_classes(output.shape):
         raise DataError(
             f"{name}: asked for outputs of shape (samples, classes), found {tuple(output.shape)}; "
             "use 'mse', 'sqnr' or 'cosine'"
@@ -123,6 +124,7 @@ def _accuracy(output: Tensor, reference: Tensor, labels: Tensor | None) -> Terms
     if labels is None or labels.shape != decisions.shape:
         found = "none" if labels is None else f"labels of shape {tuple(labels.shape)}"
         raise DataError(f"accuracy: asked for one class index a sample, found {found}")
+    check_classes(labels, output.shape)
     return (decisions == labels).sum(), len(labels)
 
 

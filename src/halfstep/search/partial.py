@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from halfstep.data import judges_classes
 from halfstep.errors import PlanError, unknown_name
 from halfstep.graph.insert import QuantizedModel
 from halfstep.graph.plan import Plan
@@ -92,7 +93,7 @@ def partially_quantize(
         model: calibrated; it is left as it was.
         data: a few batches, which are kept: every choice is measured on all of them.
         metric: "accuracy", "agreement" or "cosine"; by default accuracy where there are labels,
-            or else agreement with the float model.
+            or else agreement with the float model; cosine where the output is no scores of classes.
         share: how much of the float model's metric may be lost.
         order: operations, the first to be left in float first, each with the reason that the plan
             will give; by default the most sensitive first. Others stay quantized.
@@ -136,9 +137,13 @@ def partially_quantize(
 def share_metric(name: str | None, batches: Sequence[Batch]) -> str:
     """The metric called ``name``; by default accuracy with labels, or else agreement.
 
+    Where the output is no scores of classes, it is the cosine.
+
     Raises:
         UnknownNameError: it is none of which a share means something.
     """
+    if name is None and not judges_classes(batches[0].reference.shape):
+        return "cosine"
     if name is None:
         return "accuracy" if batches[0].labels is not None else "agreement"
     if name not in SHARES:
