@@ -1,5 +1,6 @@
 """Every network on every target: exactness, coverage, speed beside float, size."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def _row(found: hs.Conformance) -> dict[str, Any]:
 
 
 def short(note: str) -> str:
-    """A refusal with the first of its reasons; the others are counted."""
+    """A refusal with the first of its reasons, without its line; the others are counted."""
+    note = re.sub(r" \([^()]*, line \d+\)", "", note)
     first, *others = note.partition(". ")[0].split("; ")
     return f"{first}; and {len(others)} more" if note.startswith("refused") and others else note
 
