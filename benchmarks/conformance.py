@@ -79,8 +79,8 @@ def _row(found: hs.Conformance) -> dict[str, Any]:
 
 
 def short(note: str) -> str:
-    """A refusal with the first of its reasons, without its line; the others are counted."""
-    note = re.sub(r" \([^()]*, line \d+\)", "", note)
+    """A refusal with the first of its reasons, without places; the others are counted."""
+    note = re.sub(r" \([^()]*, line \d+\)|(?<=: )/\S+: ", "", note)
     first, *others = note.partition(". ")[0].split("; ")
     return f"{first}; and {len(others)} more" if note.startswith("refused") and others else note
 

@@ -70,6 +70,7 @@ def transformers(shared: Path, work: Path) -> list[dict[str, Any]]:
     rows += peers(folder, calibration, files)
     for row in rows:
         row.update(closeness(wanted, embeddings(files[row["file"]], judged)))
+        row["by_chance"] = by_chance(wanted, row["cosine"])
         row["bytes"] = files[row["file"]].stat().st_size
     speeds(rows, files, judged[0])
     return rows
@@ -141,6 +142,25 @@ def closeness(wanted: NDArray[Any], found: NDArray[Any]) -> dict[str, float]:
         "worst": float(cosines.min()),
         "neighbours": float((mine == other).mean()),
     }
+
+
+def by_chance(wanted: NDArray[Any], cosine: float) -> tuple[float, float]:
+    """Mean and deviation of the share of neighbours that random errors of this size leave.
+
+    Sentences that are far from all others have neighbours that nearly tie, so that the share says
+    little of errors that are small: 50 draws of errors in random directions, all of one size.
+    """
+    generator, shares = np.random.default_rng(0), []
+    unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+    mine, size = neighbours(unit), np.sqrt(1 / cosine**2 - 1)
+    for _ in range(50):
+        error = generator.standard_normal(unit.shape)
+        error -= (error * unit).sum(axis=1, keepdims=True) * unit
+        moved = unit + size * error / np.linalg.norm(error, axis=1, keepdims=True)
+        shares.append(
+            (neighbours(moved / np.linalg.norm(moved, axis=1, keepdims=True)) == mine).mean()
+        )
+    return float(np.mean(shares)), float(np.std(shares))
 
 
 def neighbours(unit: NDArray[Any]) -> NDArray[Any]:
