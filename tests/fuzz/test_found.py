@@ -269,3 +269,13 @@ def test_scores_of_a_softmax_in_steps_that_litert_does_not_take_are_repaired(tar
         Step("softmax", (1,), {"axis": 1}),
     )
     assert attempt(Network(((5,),), steps, parameters="dead"), target).status == "exact"
+
+
+@pytest.mark.parametrize("in_float", [False, True])
+def test_openvino_clamps_between_the_codes_of_its_input(in_float: bool) -> None:
+    """It clamped codes, at the nearest ones to the bounds: 2 codes of the output away."""
+    clamp = Step("activation", (0,), {"function": "hardtanh"})
+    steps = (Step("activation", (0,), {"function": "sigmoid"}), replace(clamp, reads=(1,)))
+    for seed in range(5):
+        network = Network(((5, 7),), steps if in_float else (clamp,), grids="ends", seed=seed)
+        assert attempt(network, "openvino").status in ("exact", "bounded")

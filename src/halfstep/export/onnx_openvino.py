@@ -1,6 +1,6 @@
 """An integer program as the QDQ model that OpenVINO runs as it is written.
 
-OpenVINO reads what ``onnx_qdq`` writes, with six exceptions:
+OpenVINO reads what ``onnx_qdq`` writes, with seven exceptions:
 
 - It has no circular padding, which becomes the places of its values here.
 - Padding of a convolution in which a whole window fits may end the process, or gives too many
@@ -9,6 +9,9 @@ OpenVINO reads what ``onnx_qdq`` writes, with six exceptions:
   short inputs and small batches. It becomes one over two axes.
 - Its means and sums of values of three axes are right for the first few results alone, where
   anything is fused behind them. They are given four axes here, of which one has a single place.
+- It clamps codes, at the nearest ones to the bounds where these lie between, and averages codes
+  without their zero point where there is padding. What is to be done in float is kept from codes by
+  a maximum that changes nothing.
 - It fuses a convolution with the addition that alone reads it, and then does not round the codes
   between the two. What is fused also depends on who looks at these codes, so the file that a
   verifier looks into would not be the one that runs. Between a convolution and an addition this
@@ -70,9 +73,12 @@ class OpenVinoWriter(Writer):
             self._write_over_two_axes(op, self.name_of(op.inputs[0]), op.attrs["padding"])
         elif op.kind in _REDUCED and len(self._shape(op.inputs[0])) == 3:
             self._write_reduced(op, integer)
-        elif op.kind == "avg_pool" and not integer:
+        elif op.kind in ("avg_pool", "clamp") and not integer:
             value = self._kept(self._unfused_inputs(op)[0], op)
             self._rename(onnx_ops.EMITTERS[op.kind](self, op, [value]), op.output)
+        elif op.kind == "lookup" and op.attrs["function"] == "clamp":
+            value = self._kept(self.dequantized(op.inputs[0]), op)
+            self.quantize(op, onnx_ops.EMITTERS["clamp"](self, op, [value]), op.output)
         elif op.kind == "pad" and op.attrs["mode"] == "circular":
             self._rename(self._gathered(op), op.output)
         else:
