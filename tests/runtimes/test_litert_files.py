@@ -181,9 +181,10 @@ def test_codes_outside_need_codes_at_the_ends(tmp_path: Path) -> None:
         exported(this, tmp_path, io="int8")
 
 
-def test_a_computed_weight_has_no_form(tmp_path: Path) -> None:
+def test_a_weight_that_is_an_input_has_no_form(tmp_path: Path) -> None:
+    """Its rows are samples, of which the file has one."""
     this = lowered(CallTwo(F.linear), normal_inputs((8,), (8,)), target="litert_ref")
-    with pytest.raises(ExportError, match=r"its weight is computed, and a linear of LiteRT has a"):
+    with pytest.raises(ProgramError, match=r"linear of .* reads several samples of a batch"):
         exported(this, tmp_path)
 
 
