@@ -279,3 +279,18 @@ def test_openvino_clamps_between_the_codes_of_its_input(in_float: bool) -> None:
     for seed in range(5):
         network = Network(((5, 7),), steps if in_float else (clamp,), grids="ends", seed=seed)
         assert attempt(network, "openvino").status in ("exact", "bounded")
+
+
+def test_openvino_multiplies_each_channel_by_its_own_constant() -> None:
+    """It took that of the first for all, behind a clamp: 207 codes away."""
+    steps = (
+        Step("embedding", (0,), {"rows": 7, "columns": 4}),
+        Step("activation", (1,), {"function": "relu6"}),
+        Step("batch_norm", (2,), {}),
+        Step("upsample", (3,), {"factor": 2, "mode": "nearest"}),
+        Step("linear", (3,), {"out_features": 6, "bias": False}),
+        Step("reduce", (4,), {"op": "sum", "axes": (1, 2), "keepdim": True}),
+    )
+    options = {"also": 2, "parameters": "normal", "grids": "found", "seed": 543}
+    outcome = attempt(Network((("words", 7, 4),), steps, **options), "openvino")
+    assert outcome.status == "exact"

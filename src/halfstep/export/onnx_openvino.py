@@ -1,6 +1,6 @@
 """An integer program as the QDQ model that OpenVINO runs as it is written.
 
-OpenVINO reads what ``onnx_qdq`` writes, with seven exceptions:
+OpenVINO reads what ``onnx_qdq`` writes, with eight exceptions:
 
 - It has no circular padding, which becomes the places of its values here.
 - Padding of a convolution in which a whole window fits may end the process, or gives too many
@@ -12,6 +12,8 @@ OpenVINO reads what ``onnx_qdq`` writes, with seven exceptions:
 - It clamps codes, at the nearest ones to the bounds where these lie between, and averages codes
   without their zero point where there is padding. What is to be done in float is kept from codes by
   a maximum that changes nothing.
+- It takes the constant of the first channel for all where a product with a constant is behind a
+  clamp. The codes of the other operand are kept apart by their maximum with 0.
 - It fuses a convolution with the addition that alone reads it, and then does not round the codes
   between the two. What is fused also depends on who looks at these codes, so the file that a
   verifier looks into would not be the one that runs. Between a convolution and an addition this
@@ -66,6 +68,9 @@ class OpenVinoWriter(Writer):
             self._repeat(op)
         elif op.kind == "add" and integer:
             inputs = [self.dequantized(name, self._rounded(name)) for name in op.inputs]
+            self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
+        elif op.kind == "mul" and integer and _is_by_constant(self.program, op):
+            inputs = [self.dequantized(name, self._apart(name)) for name in op.inputs]
             self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
         elif op.kind == "conv" and _pads_whole_windows(self.program, op):
             self._write_padded(op, integer)
@@ -161,6 +166,12 @@ class OpenVinoWriter(Writer):
             return None
         return self.node("Max", [name, self._zero()], f"{name}/rounded{len(self.nodes)}")
 
+    def _apart(self, name: str) -> str | None:
+        """Codes out of reach of what moves operations; ``None`` for a constant."""
+        if self.program.tensor(name).data is not None:
+            return None
+        return self.node("Max", [name, self._zero()], f"{name}/apart{len(self.nodes)}")
+
     def _zero(self) -> str:
         return self.constant("uint8/lowest", np.array(0, np.uint8))
 
@@ -209,3 +220,7 @@ def _multiplies_channels(program: IntProgram, op: Op) -> bool:
     """Whether a convolution over one axis makes several outputs of each channel alone."""
     outputs, inputs, *kernel = program.tensor(op.inputs[1]).shape
     return len(kernel) == 1 and inputs == 1 and outputs > op.attrs["groups"] > 1
+
+
+def _is_by_constant(program: IntProgram, op: Op) -> bool:
+    return any(program.tensor(name).data is not None for name in op.inputs)
