@@ -29,6 +29,15 @@ OF_A_RECIPE = {
     "seconds": get("seconds", "{:.1f}"),
     "verdict": verdict_of,
 }
+_OF_ROUNDING = {
+    "format": get("format"),
+    "recipe": get("recipe"),
+    "top-1 in the runtime": get("top1", "{:.2%}"),
+    "seconds": get("seconds", "{:.1f}"),
+    "of them rounding": get("rounding", "{:.1f}"),
+    "resident growth, MB": get("megabytes", "{:.0f}"),
+    "verdict": verdict_of,
+}
 SECTIONS: dict[str, tuple[str, str, dict[str, Cell]]] = {
     "resnet20": (
         "ResNet-20, CIFAR-10, W8A8",
@@ -111,17 +120,7 @@ SECTIONS: dict[str, tuple[str, str, dict[str, Cell]]] = {
             "is nearest rounding with min-max weights, *low_bit* rounds the weights of a layer "
             "together. Addends are values that no convolution reads."
         ),
-        {
-            "format": get("format"),
-            "recipe": get("recipe"),
-            "top-1 in the runtime": get("top1", "{:.2%}"),
-        }
-        | {
-            "seconds": get("seconds", "{:.1f}"),
-            "of them rounding": get("rounding", "{:.1f}"),
-            "resident growth, MB": get("megabytes", "{:.0f}"),
-            "verdict": verdict_of,
-        },
+        _OF_ROUNDING,
     ),
     "rounding_efficientnet": (
         "EfficientNet-Lite0 with 4-bit weights",
@@ -129,17 +128,7 @@ SECTIONS: dict[str, tuple[str, str, dict[str, Cell]]] = {
             "Real weights, one scale a channel, all layers 4 bits; the first 256 of the 500 photos "
             "without labels, judged on all 500, compared code for code on 500."
         ),
-        {
-            "format": get("format"),
-            "recipe": get("recipe"),
-            "top-1 in the runtime": get("top1", "{:.2%}"),
-        }
-        | {
-            "seconds": get("seconds", "{:.1f}"),
-            "of them rounding": get("rounding", "{:.1f}"),
-            "resident growth, MB": get("megabytes", "{:.0f}"),
-            "verdict": verdict_of,
-        },
+        _OF_ROUNDING,
     ),
     "rounding_layers": (
         "Fast rounding against AdaRound",

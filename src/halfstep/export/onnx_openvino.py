@@ -35,7 +35,7 @@ from onnx import TensorProto
 from halfstep.core.execution import BATCH, Execution
 from halfstep.export import onnx_ops
 from halfstep.export.onnx_qdq import Writer, to_model
-from halfstep.export.onnx_windows import Margins, pads
+from halfstep.export.onnx_windows import Margins, padded
 from halfstep.files import write_atomically
 from halfstep.program.ir import IntProgram, Op
 
@@ -55,7 +55,7 @@ _REDUCED = ("global_avg_pool", "mean", "sum")
 
 
 class OpenVinoWriter(Writer):
-    """Keeps the rounding between a convolution and an addition, and asks for no shape."""
+    """Writes what OpenVINO would run otherwise in a form that it runs as it is written."""
 
     def __init__(self, program: IntProgram) -> None:
         super().__init__(program)
@@ -66,11 +66,11 @@ class OpenVinoWriter(Writer):
         integer = op.execution is Execution.INTEGER
         if op.kind == "expand" and BATCH in op.attrs["shape"]:
             self._repeat(op)
-        elif op.kind == "add" and integer:
-            inputs = [self.dequantized(name, self._rounded(name)) for name in op.inputs]
-            self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
-        elif op.kind == "mul" and integer and _is_by_constant(self.program, op):
-            inputs = [self.dequantized(name, self._apart(name)) for name in op.inputs]
+        elif integer and (apart := self._kept_apart(op)):
+            inputs = [
+                self.dequantized(name, self._apart(name) if name in apart else None)
+                for name in op.inputs
+            ]
             self.quantize(op, onnx_ops.EMITTERS[op.kind](self, op, inputs), op.output)
         elif op.kind == "conv" and _pads_whole_windows(self.program, op):
             self._write_padded(op, integer)
@@ -97,18 +97,16 @@ class OpenVinoWriter(Writer):
         else:
             grid = self.program.grid(name)
             zero = self.constant(f"{name}/zero", grid.zero_point.astype(grid.qtype.storage))
-        margins = pads(((0, 0), (0, 0), *op.attrs["padding"]))
-        amounts = self.constant(f"{op.output}/pads", np.asarray(margins, np.int64))
-        padded = self.node("Pad", [self.name_of(name), amounts, zero], f"{op.output}/padded")
+        value = padded(self, op, self.name_of(name), zero)
         unpadded = ((0, 0),) * len(op.attrs["padding"])
         bare = replace(op, attrs={**op.attrs, "padding": unpadded})
         if integer and _multiplies_channels(self.program, op):
-            self._write_over_two_axes(op, padded, unpadded)
+            self._write_over_two_axes(op, value, unpadded)
         elif integer:
-            inputs = [self.dequantized(name, padded), *map(self.dequantized, others)]
+            inputs = [self.dequantized(name, value), *map(self.dequantized, others)]
             self.quantize(op, onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
         else:
-            inputs = [self._kept(padded, op), *map(self.name_of, others)]
+            inputs = [self._kept(value, op), *map(self.name_of, others)]
             self._rename(onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
 
     def _write_over_two_axes(self, op: Op, codes: str, padding: Margins) -> None:
@@ -160,16 +158,15 @@ class OpenVinoWriter(Writer):
         lowest = self.constant("float32/lowest", np.array(-np.inf, np.float32))
         return self.node("Max", [value, lowest], f"{op.output}/kept")
 
-    def _rounded(self, name: str) -> str | None:
-        """The codes of a convolution, out of reach of fusion; ``None`` for those of others."""
-        if name not in self.convolved:
-            return None
-        return self.node("Max", [name, self._zero()], f"{name}/rounded{len(self.nodes)}")
+    def _kept_apart(self, op: Op) -> set[str]:
+        """The inputs of an operation on codes that it must not be fused with or moved to."""
+        if op.kind == "add":
+            return self.convolved & set(op.inputs)
+        computed = {name for name in op.inputs if self.program.tensor(name).data is None}
+        return computed if op.kind == "mul" and computed != set(op.inputs) else set()
 
-    def _apart(self, name: str) -> str | None:
-        """Codes out of reach of what moves operations; ``None`` for a constant."""
-        if self.program.tensor(name).data is not None:
-            return None
+    def _apart(self, name: str) -> str:
+        """The same codes, out of reach."""
         return self.node("Max", [name, self._zero()], f"{name}/apart{len(self.nodes)}")
 
     def _zero(self) -> str:
@@ -220,7 +217,3 @@ def _multiplies_channels(program: IntProgram, op: Op) -> bool:
     """Whether a convolution over one axis makes several outputs of each channel alone."""
     outputs, inputs, *kernel = program.tensor(op.inputs[1]).shape
     return len(kernel) == 1 and inputs == 1 and outputs > op.attrs["groups"] > 1
-
-
-def _is_by_constant(program: IntProgram, op: Op) -> bool:
-    return any(program.tensor(name).data is not None for name in op.inputs)

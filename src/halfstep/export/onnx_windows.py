@@ -18,6 +18,13 @@ def pads(padding: Margins) -> list[int]:
     return [begin for begin, _ in padding] + [end for _, end in padding]
 
 
+def padded(writer: "Writer", op: Op, value: str, fill: str) -> str:
+    """The input of an operation over windows with its padding around it, in a node of its own."""
+    margins = np.asarray(pads(((0, 0), (0, 0), *op.attrs["padding"])), np.int64)
+    amounts = writer.constant(f"{op.output}/pads", margins)
+    return writer.node("Pad", [value, amounts, fill], f"{op.output}/padded")
+
+
 def conv(writer: "Writer", op: Op, inputs: list[str]) -> str:
     """A convolution or a transposed one; the name of its result."""
     attrs = {
@@ -80,7 +87,4 @@ def _within_kernel(writer: "Writer", op: Op, inputs: list[str]) -> tuple[Margins
     codes = tensor.grid is not None
     low = np.iinfo(tensor.dtype).min if codes else -np.inf
     lowest = writer.constant(f"{tensor.dtype}/lowest", np.array(low, tensor.dtype))
-    sizes = np.asarray(pads(((0, 0), (0, 0), *margins)), np.int64)
-    amounts = writer.constant(f"{op.output}/pads", sizes)
-    padded = writer.node("Pad", [*inputs, amounts, lowest], f"{op.output}/padded")
-    return ((0, 0),) * len(margins), [padded]
+    return ((0, 0),) * len(margins), [padded(writer, op, inputs[0], lowest)]

@@ -31,6 +31,7 @@ from halfstep.ptq.correct_bias import (
 from halfstep.ptq.pairs import Refusal
 from halfstep.ptq.streams import LIVE_BYTES, Layer, Streams
 from halfstep.quant.bias import BiasQuantizer
+from halfstep.quant.quantizer import Quantizer
 
 
 def correct_bias_from_data(
@@ -59,7 +60,7 @@ def correct_bias_from_data(
         if reason:
             skipped.append(Refusal(layer.unit.name, reason))
             continue
-        with _without_rounding_of_bias(model, layer.unit):
+        with switched_off(_rounding_of_bias(model, layer.unit)):
             shift = mean_difference(layer)
         shift_bias(model, layer.unit, -shift)
         layers.append(Correction(layer.unit.name, shift))
@@ -82,12 +83,19 @@ def mean_difference(layer: Layer) -> Tensor:
 
 
 @contextmanager
-def _without_rounding_of_bias(model: QuantizedModel, unit: Unit) -> Iterator[None]:
-    """While the body runs; the rounding will be another one when the bias is."""
-    rounding = model.module.get_submodule(module_name(f"{unit.name}:bias"))
-    assert isinstance(rounding, BiasQuantizer)
-    was_enabled, rounding.enabled = rounding.enabled, False
+def switched_off(*roundings: Quantizer | BiasQuantizer) -> Iterator[None]:
+    """While the body runs; the rounding of a bias will be another one when the bias is."""
+    changed = [rounding for rounding in roundings if rounding.enabled]
+    for rounding in changed:
+        rounding.enabled = False
     try:
         yield
     finally:
-        rounding.enabled = was_enabled
+        for rounding in changed:
+            rounding.enabled = True
+
+
+def _rounding_of_bias(model: QuantizedModel, unit: Unit) -> BiasQuantizer:
+    rounding = model.module.get_submodule(module_name(f"{unit.name}:bias"))
+    assert isinstance(rounding, BiasQuantizer)
+    return rounding

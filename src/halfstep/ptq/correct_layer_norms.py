@@ -18,8 +18,7 @@ error; taken back, it moves all other tokens. Behind a layer norm no token is la
 Deviation: norm tweaking also moves ``gamma``, by gradient steps on generated text.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from torch import fx
@@ -31,7 +30,7 @@ from halfstep.graph.match import Unit
 from halfstep.graph.readers import arguments
 from halfstep.progress import Progress, silent
 from halfstep.ptq.correct_bias import Correction, CorrectionReport
-from halfstep.ptq.correct_bias_from_data import mean_difference
+from halfstep.ptq.correct_bias_from_data import mean_difference, switched_off
 from halfstep.ptq.pairs import Refusal
 from halfstep.ptq.streams import LIVE_BYTES, Streams
 from halfstep.quant.quantizer import Quantizer
@@ -68,10 +67,11 @@ def correct_layer_norms(
         if reason or bias is None:
             skipped.append(Refusal(layer.unit.name, reason))
             continue
-        with _without_rounding(model, bias):
+        quantizers = _quantizers(model, bias)
+        with switched_off(*quantizers):
             shift = mean_difference(layer)
         set_value(model.module, bias, model.parameter_of(bias).detach().double() - shift)
-        for quantizer in _quantizers(model, bias):
+        for quantizer in quantizers:
             fit_grid(quantizer, model.parameter_of(bias))
         layers.append(Correction(layer.unit.name, shift))
     return CorrectionReport(tuple(layers), tuple(skipped))
@@ -81,19 +81,6 @@ def _quantizers(model: QuantizedModel, bias: fx.Node) -> list[Quantizer]:
     """That of a bias, where the layer norm runs on integers; a float one reads no codes."""
     site = model.units.sites[bias]
     return [model.quantizer(site)] if site in model.site_quantizer else []
-
-
-@contextmanager
-def _without_rounding(model: QuantizedModel, bias: fx.Node) -> Iterator[None]:
-    """While the body runs; the rounding will be another one when the bias is."""
-    changed = [quantizer for quantizer in _quantizers(model, bias) if quantizer.enabled]
-    for quantizer in changed:
-        quantizer.enabled = False
-    try:
-        yield
-    finally:
-        for quantizer in changed:
-            quantizer.enabled = True
 
 
 def _refused(unit: Unit, bias: fx.Node | None) -> str:
