@@ -220,5 +220,32 @@ def test_a_product_that_sums_over_the_batch_stays_float_and_says_why():
     assert reason.startswith("it sums over the samples of a batch") and "batch_first" in reason
 
 
+class Product(nn.Module):
+    """``x @ f(y)^T``: the sites of the second operand share one grid."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x @ self.function(y).transpose(1, 2)
+
+
+def symmetric_sites(function: nn.Module, **choices: str) -> set[str]:
+    graph = hs.capture(seeded(Product(function)), (normal(2, 3, 8), normal(2, 4, 8)))
+    plan = hs.make_plan(graph, **choices)
+    return {site for site, spec in plan.specs.items() if spec.symmetric}
+
+
+def test_second_operands_are_symmetric_where_a_better_kernel_wants_that():
+    found = symmetric_sites(nn.Identity(), target="litert_xnnpack")
+    assert found == {"y:in", "transpose:out"}
+    assert not symmetric_sites(nn.Identity(), target="litert_ref")
+
+
+def test_a_grid_that_a_kernel_dictates_is_not_made_symmetric():
+    assert not symmetric_sites(nn.Softmax(-1), target="litert_xnnpack")
+
+
 def test_a_plan_is_shown_as_it_is_printed():
     assert repr(PLAN) == str(PLAN)

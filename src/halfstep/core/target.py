@@ -70,8 +70,8 @@ class OpRule:
         refuses_scales: given the scales of the inputs, with the largest of the weight behind them,
             and that of the output, the reason why the kernel does not take them, or "". They are
             known when the program is made, not when it is planned.
-        symmetric: the formula where the zero point of the second input is 0; ``None`` if it is the
-            same.
+        symmetric: the formula of a better kernel, for which plans give the second input zero point
+            0 where they can; ``None`` if there is none.
     """
 
     execution: Execution

@@ -76,9 +76,8 @@ def _matmul(writer: "Writer", op: Op) -> None:
         return
     product = writer.file.tensor(f"{op.output}/product", shape, "int8", _before_alpha(writer, op))
     writer.file.operator("BATCH_MATMUL", operands, product, "BatchMatMulOptions")
-    # Delegates look at the scales of most moves; of this one they do not.
-    sizes = writer.constant(np.asarray(shape, np.int32))
-    writer.file.operator("BROADCAST_TO", [product, sizes], out, "BroadcastToOptions")
+    # The one move of codes that the format allows between different scales, and a fast one.
+    writer.file.operator("BITCAST", [product], out)
 
 
 def _before_alpha(writer: "Writer", op: Op) -> Affine:

@@ -20,6 +20,7 @@ SIGNATURE = "serving_default"
 # their second version, or, without int8, exist in their first one alone.
 _VERSIONS = {
     "BATCH_MATMUL": 2,
+    "BITCAST": 1,
     "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 3,
     "FULLY_CONNECTED": 4,

@@ -86,6 +86,7 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
         specs |= dict.fromkeys(_not_multiplied(units, how, table), wide)
     specs |= _weight_specs(units, how, weight, per_channel, group_size)
     specs |= _fixed_outputs(units, table, specs, how)
+    specs |= _symmetric_operands(units, table, specs, how)
     for site, spec in specs.items():
         check_spec(table, site, spec, spec.axis)
     plan = Plan(target, specs, _copies(units, how, table), floats, how)
@@ -201,6 +202,25 @@ def _fixed_outputs(
         for site in group:
             fixed[site] = replace(specs[site], calibrator=rule.output_calibrator)
     return fixed
+
+
+def _symmetric_operands(
+    units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
+) -> dict[str, QuantSpec]:
+    """Second operands that a better kernel takes with zero point 0, and the copies of their codes.
+
+    Where another kernel dictates the grid of one of them, it stays.
+    """
+    groups = Plan(target.name, {}, _copies(units, how, target), {}, how).groups
+    symmetric = {}
+    for unit in units.units:
+        if how[unit.name] not in QUANTIZED or target.rules[unit.kind].symmetric is None:
+            continue
+        read = units.sites[unit.inputs[1]]
+        group = next((group for group in groups if read in group), (read,))
+        if all(specs[site].qtype.signed and not specs[site].dictated for site in group):
+            symmetric |= {site: replace(specs[site], symmetric=True) for site in group}
+    return symmetric
 
 
 def _others_made(
