@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -101,6 +102,24 @@ def test_test_data_are_looked_at_first(
     assert found.exit_code == 2, found.output
     (line,) = found.stderr.splitlines()
     assert line.startswith(f"error: {said.replace('NET', str(net))}")
+
+
+@pytest.mark.parametrize("option", ["--size=8", "--mean=0", "--std=1", "--batch-size=2"])
+def test_options_of_images_are_refused_for_callables(option: str, net: Path) -> None:
+    given = ["--data", f"{net}:one_batch", option]
+    found = run("quantize", f"{net}:tiny", *given, "--out", net.parent / "never")
+    assert found.exit_code == 2
+    said = f"error: {option.partition('=')[0]}: it is for image folders and .npz files, and "
+    assert found.stderr.startswith(f"{said}{net}:one_batch gives batches as the model takes them.")
+
+
+def test_options_of_images_are_taken_where_test_data_are_images(net: Path, tmp_path: Path) -> None:
+    images = np.zeros((2, 3, 8, 8), np.uint8)
+    np.savez(tmp_path / "test.npz", images=images)
+    given = ["--data", f"{net}:one_batch", "--test-data", tmp_path / "test.npz"]
+    normalized = ["--mean", "0.5", "--std", "0.25"]
+    found = run("quantize", f"{net}:tiny", *given, *normalized, "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.stderr
 
 
 def test_later_test_data_are_named_as_well(net: Path) -> None:

@@ -126,7 +126,7 @@ def quantize(  # noqa: PLR0913 (one parameter an option)
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     quiet: Quiet = False,
 ) -> None:
     """Quantize MODEL, prove the artifact, and write both to a folder."""
@@ -145,7 +145,7 @@ def quantize(  # noqa: PLR0913 (one parameter an option)
         choices["plan"] = Plan.load(plan)
     asked = settings(options, choices)
     check_options(recipe, asked)
-    images = preprocessing(size, mean, std, batch_size)
+    images = preprocessing(size, mean, std, batch_size, data, test_data)
     with naming("--test-data"):
         test = None if test_data is None else load_data(test_data, images)
     calibration = load_data(data, images)
@@ -173,7 +173,7 @@ def plan(  # noqa: PLR0913 (one parameter an option)
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
 ) -> None:
     """Show what would be done with every site of MODEL, what would stay float, and why."""
     choices = chosen(
@@ -186,7 +186,7 @@ def plan(  # noqa: PLR0913 (one parameter an option)
         group_size=group_size,
         first_last=first_last,
     )
-    head, _ = peek(load_data(data, preprocessing(size, mean, std, batch_size)))
+    head, _ = peek(load_data(data, preprocessing(size, mean, std, batch_size, data)))
     loaded = load_model(model, weights)
     graph = capture(loaded, example_of(head, loaded.forward, torch.as_tensor))
     made = make_plan(graph, target, **choices)

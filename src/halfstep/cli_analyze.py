@@ -63,7 +63,7 @@ def analyze(  # noqa: PLR0913 (one parameter an option)
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     quiet: Quiet = False,
 ) -> None:
     """Find out what MODEL loses by quantization, where, and what to try about it."""
@@ -77,7 +77,7 @@ def analyze(  # noqa: PLR0913 (one parameter an option)
         group_size=group_size,
         first_last=first_last,
     )
-    head, whole = peek(load_data(data, preprocessing(size, mean, std, batch_size)))
+    head, whole = peek(load_data(data, preprocessing(size, mean, std, batch_size, data)))
     loaded = load_model(model, weights)
     graph = capture(loaded, example_of(head, loaded.forward, torch.as_tensor))
     quantized = prepare(graph, make_plan(graph, target, **choices))

@@ -25,12 +25,12 @@ def export(  # noqa: PLR0913 (one parameter an option)
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     quiet: Quiet = False,
 ) -> None:
     """Write the codes of every site for a few samples, for firmware to test itself against."""
     program = load_program(saved)
-    batches = load_data(data, preprocessing(size, mean, std, batch_size))
+    batches = load_data(data, preprocessing(size, mean, std, batch_size, data))
     beside = _provenance(saved)
     index = write_golden(
         program,

@@ -53,7 +53,7 @@ def verify(  # noqa: PLR0913 (one parameter an option)
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     quiet: Quiet = False,
 ) -> None:
     """Prove a saved artifact again, on other data or on another machine; or all targets."""
@@ -67,7 +67,7 @@ def verify(  # noqa: PLR0913 (one parameter an option)
         if lock is None:
             raise DataError("verify: give --data to run it on, or a --lock to compare it with")
         return
-    batches = load_data(data, preprocessing(size, mean, std, batch_size))
+    batches = load_data(data, preprocessing(size, mean, std, batch_size, data))
     if saved is None:
         assert model is not None
         raise typer.Exit(_verify_all(load_model(model, weights), batches, samples, quiet))

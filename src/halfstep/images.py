@@ -16,6 +16,7 @@ from torch import Tensor
 from halfstep.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+BATCH_SIZE = 32
 Batch = tuple[Tensor] | tuple[Tensor, Tensor]
 
 
@@ -34,7 +35,7 @@ class Preprocessing:
     size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    batch_size: int = 32
+    batch_size: int = BATCH_SIZE
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.size is not None and self.size < 1):

@@ -10,7 +10,8 @@ import typer
 import yaml
 
 from halfstep.errors import DataError, PlanError, UnknownNameError
-from halfstep.images import Preprocessing
+from halfstep.images import BATCH_SIZE, Preprocessing
+from halfstep.sources import is_callable
 
 Model = Annotated[
     str,
@@ -42,7 +43,7 @@ Settings = Annotated[
 Size = Annotated[int | None, typer.Option(help="resize and crop images to a square", min=1)]
 Mean = Annotated[str | None, typer.Option(help="of images scaled to 0..1, such as 0.5,0.4,0.4")]
 Std = Annotated[str | None, typer.Option(help="of images scaled to 0..1, such as 0.2,0.2,0.2")]
-BatchSize = Annotated[int, typer.Option(help="for folders and .npz files", min=1)]
+BatchSize = Annotated[int | None, typer.Option(help="for folders and .npz files", min=1)]
 Samples = Annotated[int | None, typer.Option(help="verify on so many samples", min=1)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print the verdict alone")]
 
@@ -96,10 +97,28 @@ def _yaml(text: str, value: str) -> Any:
 
 
 def preprocessing(
-    size: int | None, mean: str | None, std: str | None, batch_size: int
+    size: int | None,
+    mean: str | None,
+    std: str | None,
+    batch_size: int | None,
+    *sources: str | None,
 ) -> Preprocessing:
-    """How images become inputs."""
-    return Preprocessing(size, _numbers("--mean", mean), _numbers("--std", std), batch_size)
+    """How images become inputs.
+
+    Raises:
+        DataError: an option that none of the ``sources`` reads, all being callables.
+    """
+    given = {"--size": size, "--mean": mean, "--std": std, "--batch-size": batch_size}
+    asked = [option for option, value in given.items() if value is not None]
+    read = [source for source in sources if source is not None]
+    if asked and all(map(is_callable, read)):
+        raise DataError(
+            f"{asked[0]}: it is for image folders and .npz files, and {' and '.join(read)} "
+            "gives batches as the model takes them. Leave the option out, and do it there"
+        )
+    return Preprocessing(
+        size, _numbers("--mean", mean), _numbers("--std", std), batch_size or BATCH_SIZE
+    )
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -42,6 +42,12 @@ def load_model(where: str, weights: Path | None = None) -> nn.Module:
     return model
 
 
+def is_callable(where: str) -> bool:
+    """Whether DATA names a callable, and no image folder or ``.npz`` file."""
+    path = Path(where)
+    return ":" in where and not path.is_dir() and path.suffix != ".npz"
+
+
 def load_data(where: str, preprocessing: Preprocessing) -> Iterable[Any]:
     """Batches from an image folder, an ``.npz`` file or a callable.
 
@@ -54,7 +60,7 @@ def load_data(where: str, preprocessing: Preprocessing) -> Iterable[Any]:
         return FolderBatches.read(path, preprocessing)
     if path.suffix == ".npz":
         return ArrayBatches.read(path, preprocessing)
-    if ":" not in where:
+    if not is_callable(where):
         raise DataError(
             f"DATA {where}: there is no such folder; give an image folder, an .npz file, {_FORMS}"
         )

@@ -10,13 +10,13 @@ from halfstep.choices import check_types
 from halfstep.core.execution import BATCH, Execution
 from halfstep.core.qtype import QType
 from halfstep.core.spec import QuantSpec
-from halfstep.core.target import OpRule, Target
+from halfstep.core.target import Target
 from halfstep.errors import PlanError
 from halfstep.graph.capture import Graph
 from halfstep.graph.eager import written_at
+from halfstep.graph.kernel_grids import shared_grids, wanted_by_kernels
 from halfstep.graph.match import MASK_REASON, Unit, Units, find_units
 from halfstep.graph.placement import (
-    QUANTIZED,
     WEIGHTED,
     data_values,
     is_weighted,
@@ -85,11 +85,10 @@ def make_plan(  # noqa: PLR0913 (one parameter a choice)
         wide = replace(activation, qtype=QType.parse(elementwise))
         specs |= dict.fromkeys(_not_multiplied(units, how, table), wide)
     specs |= _weight_specs(units, how, weight, per_channel, group_size)
-    specs |= _fixed_outputs(units, table, specs, how)
-    specs |= _symmetric_operands(units, table, specs, how)
+    specs |= wanted_by_kernels(units, table, specs, how)
     for site, spec in specs.items():
         check_spec(table, site, spec, spec.axis)
-    plan = Plan(target, specs, _copies(units, how, table), floats, how)
+    plan = Plan(target, specs, shared_grids(units, how, table), floats, how)
     _refuse_islands(table, plan, units)
     return plan if first_last is None else _with_ends(plan, units, QType.parse(first_last))
 
@@ -105,7 +104,7 @@ def _type(name: str | None, default: QType) -> QType:
 
 def _not_multiplied(units: Units, how: Mapping[str, Execution], target: Target) -> list[str]:
     """Sites of activations that no conv, linear or matmul reads, nor a copy of their codes."""
-    groups = Plan("", {}, _copies(units, how, target), {}, how).groups
+    groups = Plan("", {}, shared_grids(units, how, target), {}, how).groups
     multiplied = {
         units.sites[node]
         for unit in units.units
@@ -171,74 +170,6 @@ def _nature(unit: Unit) -> str:
     if unit.kind == "matmul" and shape_of(unit.inputs[0])[-1] == BATCH:
         return _OVER_BATCH
     return ""
-
-
-def _copies(
-    units: Units, executions: Mapping[str, Execution], target: Target
-) -> dict[str, tuple[str, ...]]:
-    """For each operation with one grid, the sites of the values that it reads and makes."""
-    return {
-        unit.name: tuple(units.sites[node] for node in data_values(unit))
-        for unit in units.units
-        if executions[unit.name] is not Execution.FLOAT
-        and (executions[unit.name] is Execution.COPY or target.rules[unit.kind].one_grid)
-    }
-
-
-def _fixed_outputs(
-    units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
-) -> dict[str, QuantSpec]:
-    """Sites whose grid the kernel dictates, and the copies of their codes."""
-    copies = _copies(units, how, target)
-    groups = Plan(target.name, {}, copies, {}, how).groups
-    fixed = {}
-    for unit in units.units:
-        rule = target.rules.get(unit.kind)
-        if rule is None or rule.output_calibrator is None or how[unit.name] not in QUANTIZED:
-            continue
-        group = next((g for g in groups if unit.out in g), (unit.out,))
-        if rule.table is not None and _others_made(units, target, how, group, rule):
-            continue  # what has a table can look it up on any grid, and leaves others theirs
-        for site in group:
-            fixed[site] = replace(specs[site], calibrator=rule.output_calibrator)
-    return fixed
-
-
-def _symmetric_operands(
-    units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
-) -> dict[str, QuantSpec]:
-    """Second operands that a better kernel takes with zero point 0, and the copies of their codes.
-
-    Where another kernel dictates the grid of one of them, it stays.
-    """
-    groups = Plan(target.name, {}, _copies(units, how, target), {}, how).groups
-    symmetric = {}
-    for unit in units.units:
-        if how[unit.name] not in QUANTIZED or target.rules[unit.kind].symmetric is None:
-            continue
-        read = units.sites[unit.inputs[1]]
-        group = next((group for group in groups if read in group), (read,))
-        if all(specs[site].qtype.signed and not specs[site].dictated for site in group):
-            symmetric |= {site: replace(specs[site], symmetric=True) for site in group}
-    return symmetric
-
-
-def _others_made(
-    units: Units,
-    target: Target,
-    how: Mapping[str, Execution],
-    group: tuple[str, ...],
-    rule: OpRule,
-) -> bool:
-    """Whether a group has values that a kernel with this rule's grid did not make."""
-    copied = {u.out for u in units.units if how[u.name] is Execution.COPY}
-    alike = {
-        u.out
-        for u in units.units
-        if u.kind in target.rules
-        and target.rules[u.kind].output_calibrator == rule.output_calibrator
-    }
-    return not set(group) <= copied | alike
 
 
 def _with_ends(plan: Plan, units: Units, qtype: QType) -> Plan:
