@@ -16,6 +16,7 @@ from halfstep.catalog import family, find
 from halfstep.core.target import Target
 from halfstep.errors import HalfstepError
 from halfstep.files import Contents, size_of
+from halfstep.formats.c_folder import COST
 from halfstep.progress import Progress, silent
 from halfstep.quantize import quantize
 from halfstep.report.latency import Gain, compare_with_float
@@ -110,6 +111,6 @@ def _on(
 
 def _rom(contents: Contents) -> int | None:
     """What a folder of C says of its constants."""
-    if isinstance(contents, bytes) or "cost.json" not in contents:
+    if isinstance(contents, bytes) or COST not in contents:
         return None
-    return int(json.loads(contents["cost.json"])["totals"]["rom"])
+    return int(json.loads(contents[COST])["totals"]["rom"])

@@ -240,17 +240,36 @@ def test_a_window_that_fits_into_the_padding_of_a_maximum() -> None:
             assert attempt(Network(((7, 3),), steps), target).status in ("exact", "floats")
 
 
-@pytest.mark.parametrize(
-    ("shape", "padding"), [((3, 4), ((0, 0),)), ((3, 4), ((1, 2),)), ((3, 8), ((1, 1),))]
-)
+# Of one input: its shape, and a convolution's outputs, groups, kernel, stride and padding.
+ALONE = [
+    ((3, 4), 9, 3, (2,), (3,), ((0, 0),)),
+    ((3, 4), 9, 3, (2,), (3,), ((1, 2),)),
+    ((3, 8), 9, 3, (2,), (3,), ((1, 1),)),
+    ((2, 5), 4, 2, (3,), (1,), ((0, 0),)),
+    ((2, 4, 5), 4, 2, (3, 1), (3, 1), ((0, 0), (0, 0))),
+    ((2, 4, 1), 4, 2, (3, 1), (3, 1), ((0, 0), (2, 2))),
+    ((4, 4, 5), 8, 4, (1, 3), (1, 3), ((0, 0), (0, 0))),
+    ((1, 4, 5), 16, 1, (1, 3), (1, 3), ((0, 0), (0, 0))),
+    ((1, 9, 3), 8, 1, (1, 3), (1, 3), ((0, 0), (0, 0))),
+]
+
+
+@pytest.mark.parametrize(("shape", "outputs", "groups", "kernel", "stride", "padding"), ALONE)
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_openvino_makes_several_outputs_of_a_channel_over_two_axes(
-    shape: tuple[int, ...], padding: Any, batch: int, tmp_path: Path
+def test_openvino_makes_outputs_of_a_channel_each_from_its_own(
+    shape: tuple[int, ...],
+    outputs: int,
+    groups: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: Any,
+    batch: int,
+    tmp_path: Path,
 ) -> None:
-    """Over one axis, short inputs and small batches gave codes up to 231 away."""
-    options = {"out_channels": 9, "kernel_size": (2,), "stride": (3,), "dilation": (1,)}
-    conv = Step("conv", (0,), {**options, "padding": padding, "groups": 3, "bias": True})
-    network = Network((shape,), (conv,))
+    """For small inputs and batches codes were up to 231 away."""
+    options = {"out_channels": outputs, "kernel_size": kernel, "stride": stride, "groups": groups}
+    options |= {"dilation": (1,) * len(kernel), "padding": padding, "bias": True}
+    network = Network((shape,), (Step("conv", (0,), options),))
     program = lowered(captured(network), network)
     hs.export(program, tmp_path / "model.onnx")
     verdict = hs.verify(program, tmp_path / "model.onnx", [network.example(batch, 5)])
@@ -272,13 +291,16 @@ def test_scores_of_a_softmax_in_steps_that_litert_does_not_take_are_repaired(tar
 
 
 @pytest.mark.parametrize("in_float", [False, True])
-def test_openvino_clamps_between_the_codes_of_its_input(in_float: bool) -> None:
+@pytest.mark.parametrize("function", ["hardtanh", "clamp"], ids=["two ends", "one end"])
+def test_openvino_clamps_between_the_codes_of_its_input(function: str, in_float: bool) -> None:
     """It clamped codes, at the nearest ones to the bounds: 2 codes of the output away."""
-    clamp = Step("activation", (0,), {"function": "hardtanh"})
+    clamp = Step("activation", (0,), {"function": function})
     steps = (Step("activation", (0,), {"function": "sigmoid"}), replace(clamp, reads=(1,)))
-    for seed in range(5):
-        network = Network(((5, 7),), steps if in_float else (clamp,), grids="ends", seed=seed)
-        assert attempt(network, "openvino").status in ("exact", "bounded")
+    for seed in range(8):
+        network = Network(((5, 7),), steps if in_float else (clamp,), data="extreme", seed=seed)
+        for grids in ("ends", "ratios"):
+            found = attempt(replace(network, grids=grids), "openvino")
+            assert found.status in ("exact", "bounded")
 
 
 def test_openvino_multiplies_each_channel_by_its_own_constant() -> None:
@@ -294,3 +316,23 @@ def test_openvino_multiplies_each_channel_by_its_own_constant() -> None:
     options = {"also": 2, "parameters": "normal", "grids": "found", "seed": 543}
     outcome = attempt(Network((("words", 7, 4),), steps, **options), "openvino")
     assert outcome.status == "exact"
+
+
+def test_openvino_pads_real_values_that_are_read_as_codes_elsewhere() -> None:
+    """It padded the zero point that the other reader takes off as well, and refused the file."""
+    pad = Step("pad", (1,), {"sizes": (1, 2, 0, 0), "mode": "constant", "value": 1.0})
+    steps = (Step("split", (0,), {"sizes": (1, 1)}), pad, Step("batch_norm", (1,), {}))
+    network = Network(((1, 5),), steps, also=2, grids="ties", data="constant", seed=184)
+    assert attempt(network, "openvino").status in ("exact", "bounded")
+
+
+@pytest.mark.parametrize("target", LITERT)
+def test_a_reshaped_value_is_not_written_over_before_all_have_read_it(target: str) -> None:
+    """LiteRT let a softmax overwrite what the addition in front had made for others as well."""
+    steps = (
+        Step("scalar", (1,), {"op": "sub", "value": 0.001}),
+        Step("softmax", (2,), {"axis": 3}),
+        Step("activation", (3,), {"function": "hardswish"}),
+    )
+    network = Network(((4, 2, 2, 1), (4, 2, 2, 1)), steps, also=2, grids="ratios", seed=365)
+    assert attempt(network, target).status == "exact"

@@ -53,6 +53,30 @@ def test_outputs_lie_on_the_grid_of_their_site():
     assert (grid.dequantize(grid.quantize(found)) == found).all()
 
 
+class ReadByAll(nn.Module):
+    """What a float operation makes is read by one on codes, by another float one and outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prelu = nn.PReLU(3)
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        made = self.prelu(x)
+        return made, made / self.conv(made).sigmoid()
+
+
+def test_what_codes_floats_and_the_caller_read_leaves_as_codes():
+    model = calibrated(ReadByAll())
+    assert "prelu" in model.plan.floats and "prelu:out" in model.site_quantizer
+    outputs = hs.Engine(hs.lower(model)).run([X.numpy()]).outputs
+    made, divided = (output.detach().numpy() for output in model(X))
+    grid = model.quantizer("prelu:out").grid()
+    assert (grid.dequantize(grid.quantize(made)) == made).all()
+    assert (outputs[0] == made).all()
+    assert abs(outputs[1] - divided).max() < 0.01 < abs(divided).max()
+
+
 def test_the_state_dict_holds_parameters_and_grids():
     model, other = calibrated(), prepared()
     other.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})

@@ -259,6 +259,42 @@ def test_a_damaged_folder_is_named(folder: Path, tmp_path: Path) -> None:
     (broken / "cost.json").write_text('{"totals": {}}')
     with pytest.raises(ExportError, match=r"broken/cost.json: it says nothing of cycles; export"):
         cc.CModel(broken)
+    (broken / "sites.json").write_text('{"schema": 1}')
+    with pytest.raises(ExportError, match=r"sites\.json: asked for schema 2, found 1; export"):
+        cc.CModel(broken)
+    with pytest.raises(ExportError, match="asked for 1 inputs, found 2"):
+        cc.CModel(folder).run([np.zeros((2, 4, 12, 10), np.float32)] * 2)
+
+
+class Unread(nn.Module):
+    """The second of three inputs is read, or none."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+        self.read = read
+        self.register_buffer("constant", torch.ones(1, 8))
+
+    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        del x, z
+        return self.linear(y if self.read else self.constant)
+
+
+@every_target
+def test_inputs_that_nothing_reads_are_no_arguments(target: str, tmp_path: Path) -> None:
+    data = [tuple(normal(2, size, seed=seed) for size in (3, 8, 2)) for seed in range(2)]
+    result = hs.quantize(seeded(Unread(read=True)), data, target=target)
+    assert result.verdict is not None and result.verdict.status is hs.Status.EXACT
+    result.save(tmp_path / "out")
+    header = (tmp_path / "out" / "c99" / "model.h").read_text()
+    assert "void model_run(const int8_t *y, int8_t *output);" in header
+    assert " * x is no argument: nothing reads it." in header
+
+
+def test_a_model_that_reads_no_input_is_refused() -> None:
+    data = [tuple(normal(2, size) for size in (3, 8, 2))]
+    with pytest.raises(ExportError, match="x, y, z: nothing reads them, so that the outputs are"):
+        hs.quantize(seeded(Unread(read=False)), data, target="c99")
 
 
 def test_what_does_not_compile_is_named_by_its_own_file(folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from halfstep.core import tables
 from halfstep.core.elementwise import ADD, MUL, QUANTIZE, RESCALE, SUB
+from halfstep.core.grid import Affine
 from halfstep.core.pooling import MEAN, average_half_away
 from halfstep.core.requant import ACCUMULATOR
 from halfstep.core.softmax import SOFTMAX
@@ -350,6 +351,39 @@ def test_leaky_relus_differ() -> None:
         for f in (tables.leaky_relu_double_rounding, tables.leaky_relu_eight_bits)
     )
     assert np.count_nonzero(ours != theirs) > 10
+
+
+# Ratio of scales, slope, zero point of the output: at and beyond what XNNPACK multiplies by.
+LEAKY = [(2.0**-8, 1.0, -5), (0.00390624, 1.0, -5), (1.0, 2.0**-8, -5), (1.0, 0.00390624, -5),
+         (1.0, 0.0, -5), (0.0045, 0.1, -5), (127.4985, 0.1, -128), (128.4985, 0.1, -128),
+         (1.0, -127.4985, -128), (1.0, -128.4985, -128)]  # fmt: skip
+
+
+@both
+def test_leaky_relu_of_far_scales(target: Target) -> None:
+    """XNNPACK leaves some to LiteRT; that the formulas differ there, the data show."""
+    table, n_apart = target.rules["leaky_relu"].table, [0, 0]
+    assert table is not None
+    codes = EVERY_CODE.astype(np.int64)
+    for ratio, slope, zero_point in LEAKY:
+        x_grid, y_grid = grid(0.0173 * ratio, 7), grid(0.0173, zero_point)
+        found = run_operator(target.name, "LEAKY_RELU", [Value(EVERY_CODE, x_grid)],
+                             (EVERY_CODE.shape, "int8", y_grid), "LeakyReluOptions",
+                             alpha=slope)  # fmt: skip
+        made = np.clip(table(codes, x_grid, y_grid, slope), -128, 127)
+        np.testing.assert_array_equal(found, made, f"ratio {ratio}, slope {slope}")
+        for i, other in enumerate((_eight_bits, tables.leaky_relu_double_rounding)):
+            n_apart[i] += np.any(np.clip(other(codes, x_grid, y_grid, slope), -128, 127) != found)
+    assert n_apart[0] > 3 and (target.name == "litert_ref" or n_apart[1] > 3)
+
+
+def _eight_bits(codes: Array, source: Affine, out: Affine, slope: float) -> Array:
+    """XNNPACK's formula without its limits."""
+    ratio = source.scale / out.scale
+    above, below = (int(np.rint(F(256) * r)) for r in (ratio, ratio * F(slope)))
+    steps = codes - int(source.zero_point)
+    found: Array = ((steps * np.where(steps >= 0, above, below) + 128) >> 8) + int(out.zero_point)
+    return found
 
 
 # Softmax

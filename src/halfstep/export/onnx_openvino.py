@@ -5,13 +5,14 @@ OpenVINO reads what ``onnx_qdq`` writes, with eight exceptions:
 - It has no circular padding, which becomes the places of its values here.
 - Padding of a convolution in which a whole window fits may end the process, or gives too many
   values where there are strides. It becomes a node of its own.
-- A convolution over one axis that makes several outputs of each channel gives other values for
-  short inputs and small batches. It becomes one over two axes.
+- A convolution that makes several outputs of each channel alone gives other values for small
+  inputs. Each channel is repeated here for each of its outputs.
 - Its means and sums of values of three axes are right for the first few results alone, where
   anything is fused behind them. They are given four axes here, of which one has a single place.
-- It clamps codes, at the nearest ones to the bounds where these lie between, and averages codes
-  without their zero point where there is padding. What is to be done in float is kept from codes by
-  a maximum that changes nothing.
+- It clamps codes, at the nearest ones to the bounds where these lie between, averages codes
+  without their zero point where there is padding, and pads that zero point with the codes, for
+  their other readers too. What is to be done in float is kept from codes by a maximum that changes
+  nothing.
 - It takes the constant of the first channel for all where a product with a constant is behind a
   clamp. The codes of the other operand are kept apart by their maximum with 0.
 - It fuses a convolution with the addition that alone reads it, and then does not round the codes
@@ -75,17 +76,17 @@ class OpenVinoWriter(Writer):
         elif op.kind == "conv" and _pads_whole_windows(self.program, op):
             self._write_padded(op, integer)
         elif op.kind == "conv" and integer and _multiplies_channels(self.program, op):
-            self._write_over_two_axes(op, self.name_of(op.inputs[0]), op.attrs["padding"])
+            self._write_repeated(op, self.name_of(op.inputs[0]), op.attrs["padding"])
         elif op.kind in _REDUCED and len(self._shape(op.inputs[0])) == 3:
             self._write_reduced(op, integer)
-        elif op.kind in ("avg_pool", "clamp") and not integer:
-            value = self._kept(self._unfused_inputs(op)[0], op)
-            self._rename(onnx_ops.EMITTERS[op.kind](self, op, [value]), op.output)
-        elif op.kind == "lookup" and op.attrs["function"] == "clamp":
-            value = self._kept(self.dequantized(op.inputs[0]), op)
-            self.quantize(op, onnx_ops.EMITTERS["clamp"](self, op, [value]), op.output)
         elif op.kind == "pad" and op.attrs["mode"] == "circular":
             self._rename(self._gathered(op), op.output)
+        elif op.kind in ("avg_pool", "clamp", "pad") and op.execution is Execution.FLOAT:
+            value = self._kept_if_fused(self._unfused_inputs(op)[0], op)
+            self._rename(onnx_ops.EMITTERS[op.kind](self, op, [value]), op.output)
+        elif op.kind == "lookup" and op.attrs["function"] == "clamp":
+            value = self._kept_if_fused(self.dequantized(op.inputs[0]), op)
+            self.quantize(op, onnx_ops.EMITTERS["clamp"](self, op, [value]), op.output)
         else:
             super().write(op)
 
@@ -101,7 +102,7 @@ class OpenVinoWriter(Writer):
         unpadded = ((0, 0),) * len(op.attrs["padding"])
         bare = replace(op, attrs={**op.attrs, "padding": unpadded})
         if integer and _multiplies_channels(self.program, op):
-            self._write_over_two_axes(op, value, unpadded)
+            self._write_repeated(op, value, unpadded)
         elif integer:
             inputs = [self.dequantized(name, value), *map(self.dequantized, others)]
             self.quantize(op, onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
@@ -109,19 +110,16 @@ class OpenVinoWriter(Writer):
             inputs = [self._kept(value, op), *map(self.name_of, others)]
             self._rename(onnx_ops.EMITTERS["conv"](self, bare, inputs), op.output)
 
-    def _write_over_two_axes(self, op: Op, codes: str, padding: Margins) -> None:
-        """A convolution over one axis as one over two, the second of one place."""
-        name, weight, *bias = op.inputs
-        last = self.constant("axes/3", np.asarray([3], np.int64))
-        wide = self.node("Unsqueeze", [codes, last], f"{op.output}/wide")
-        rows = self.constant(f"{weight}/wide", self.program.constant(weight)[..., None])
-        attrs = {key: (*op.attrs[key], 1) for key in ("stride", "dilation")}
-        wider = replace(op, attrs={**op.attrs, **attrs, "padding": (*padding, (0, 0))})
-        inputs = [self.dequantized(name, wide), self.dequantized(weight, rows)]
-        inputs += map(self.dequantized, bias)
-        self.quantize(op, onnx_ops.EMITTERS["conv"](self, wider, inputs), f"{op.output}/codes")
-        onnx_ops.reshaped(self, f"{op.output}/codes", self._shape(op.output), op.output)
-        self._annotate(op.output)
+    def _write_repeated(self, op: Op, codes: str, padding: Margins) -> None:
+        """A convolution with a channel of its own for each output."""
+        name, *others = op.inputs
+        groups, outputs = op.attrs["groups"], self._shape(op.output)[1]
+        channels = np.repeat(np.arange(groups), outputs // groups)
+        index = self.constant(f"{op.output}/channels", channels)
+        repeated = self.node("Gather", [codes, index], f"{op.output}/repeated", axis=1)
+        alone = replace(op, attrs={**op.attrs, "groups": outputs, "padding": padding})
+        inputs = [self.dequantized(name, repeated), *map(self.dequantized, others)]
+        self.quantize(op, onnx_ops.EMITTERS["conv"](self, alone, inputs), op.output)
 
     def _write_reduced(self, op: Op, integer: bool) -> None:
         """With one more axis, of one place."""
@@ -152,6 +150,11 @@ class OpenVinoWriter(Writer):
                 index = self.constant(f"{op.output}/places{axis}", places)
                 value = self.node("Gather", [value, index], f"{op.output}/axis{axis}", axis=axis)
         return value
+
+    def _kept_if_fused(self, value: str, op: Op) -> str:
+        """The same, except in front of a minimum, which stays in float without a maximum alone."""
+        alone = op.attrs.get("low", 0) is None
+        return value if alone else self._kept(value, op)
 
     def _kept(self, value: str, op: Op) -> str:
         """Real values, out of reach of fusion."""
@@ -214,6 +217,10 @@ def _pads_whole_windows(program: IntProgram, op: Op) -> bool:
 
 
 def _multiplies_channels(program: IntProgram, op: Op) -> bool:
-    """Whether a convolution over one axis makes several outputs of each channel alone."""
-    outputs, inputs, *kernel = program.tensor(op.inputs[1]).shape
-    return len(kernel) == 1 and inputs == 1 and outputs > op.attrs["groups"] > 1
+    """Whether a convolution makes several outputs of each channel alone.
+
+    One channel is wrong only where windows with a stride fit once into the last axis.
+    """
+    outputs, inputs, *_ = program.tensor(op.inputs[1]).shape
+    once = program.tensor(op.output).shape[-1] == 1 and op.attrs["stride"][-1] > 1
+    return inputs == 1 and outputs > op.attrs["groups"] and (op.attrs["groups"] > 1 or once)

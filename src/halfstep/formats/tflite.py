@@ -4,6 +4,7 @@ It knows nothing of programs: names, shapes, grids and operators go in, bytes co
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,10 @@ _VERSIONS = {
     **dict.fromkeys(("LOGICAL_AND", "LOGICAL_NOT", "RELU", "RELU6"), 1),
 }
 _VERSION = 2
+# Operators that write over what they read, where LiteRT believes that nobody else reads it, and
+# those that only give it another form.
+_OVERWRITING = frozenset({"ADD", "SUB", "MUL", "DIV", "SQUARED_DIFFERENCE", "SOFTMAX"})
+_SHARING = frozenset({"RESHAPE", "BITCAST"})
 
 
 def schema() -> ModuleType:
@@ -135,8 +140,40 @@ class LiteRTFile:
         self.model.signatureDefs = [signature]
 
     def to_bytes(self) -> bytes:
-        """The finished file."""
+        """The finished file; it cannot grow any more."""
+        self._keep_what_is_read_again()
         return packed(self.model)
+
+    def _keep_what_is_read_again(self) -> None:
+        """Copy what LiteRT would write over although there are other readers.
+
+        It counts the readers of the memory's first tensor and of the last one. A value that has its
+        memory from another and gives it to a third one has its readers forgotten.
+        """
+        kinds = {index: kind for kind, index in self._codes.items()}
+        made = {o.outputs[0]: kinds[o.opcodeIndex] for o in self.graph.operators}
+        read: dict[int, list[str]] = {}
+        for operator in self.graph.operators:
+            for index in operator.inputs:
+                read.setdefault(index, []).append(kinds[operator.opcodeIndex])
+        for operator in list(self.graph.operators):
+            source, (out,) = operator.inputs[0], operator.outputs
+            shared = made.get(source) in _SHARING | _OVERWRITING and len(read[source]) > 1
+            written = len(read.get(out, ())) == 1 and read[out][0] in _OVERWRITING
+            if made[out] in _SHARING and shared and written:
+                self._copy_in_front(operator)
+
+    def _copy_in_front(self, operator: Any) -> None:
+        source = self.graph.tensors[operator.inputs[0]]
+        copied = copy(source)
+        copied.name = f"{source.name}/copied{len(self.graph.tensors)}"
+        self.graph.tensors.append(copied)
+        index = len(self.graph.tensors) - 1
+        self.operator("CONCATENATION", operator.inputs[:1], index, "ConcatenationOptions", axis=0)
+        self.graph.operators.insert(
+            self.graph.operators.index(operator), self.graph.operators.pop()
+        )
+        operator.inputs = [index, *operator.inputs[1:]]
 
     def _named(self, tensors: Mapping[str, int]) -> list[Any]:
         entries = []

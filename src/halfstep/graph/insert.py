@@ -139,7 +139,8 @@ def prepare(graph: Graph, plan: Plan) -> QuantizedModel:
         raise PlanError(f"the plan is of another graph: it disagrees about {sorted(missing)[:5]}")
     copied: dict[fx.Node, fx.Node] = {}
     new_graph = fx.Graph()
-    new_graph.output(new_graph.graph_copy(graph.module.graph, copied))
+    outputs = new_graph.graph_copy(graph.module.graph, copied)
+    copied[graph.module.graph.output_node()] = new_graph.output(outputs)
     module = fx.GraphModule(copy.deepcopy(graph.module), new_graph)
     _check_scaled(plan, units, target)
     inserter = Inserter(module, plan, units, copied)

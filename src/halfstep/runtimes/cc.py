@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfstep.errors import ExportError, RuntimeUnavailableError
+from halfstep.formats.c_folder import COST, MANIFEST, SCHEMA
 from halfstep.formats.layout import joined
 from halfstep.runtimes.c_compiler import STANDARD, compiled, linked, preprocessed
 
 Values = NDArray[np.generic]
 
-_MANIFEST, _COST = "sites.json", "cost.json"
 _FAST = ("-O3",)
 # The time that a model may take, far above what it needs: so much to begin with, and for each
 # sample what a core with so many of its estimated cycles a second would take.
@@ -73,8 +73,13 @@ class CModel:
         self, path: str | Path, sites: Collection[str] = (), flags: Sequence[str] = _FAST
     ) -> None:
         self.path = Path(path)
-        self._manifest = _read(self.path / _MANIFEST)
-        self._cycles = _cycles(self.path / _COST)
+        self._manifest = _read(self.path / MANIFEST)
+        if (found := self._manifest.get("schema")) != SCHEMA:
+            raise ExportError(
+                f"{self.path / MANIFEST}: asked for schema {SCHEMA}, found {found}; export the "
+                "model again"
+            )
+        self._cycles = _cycles(self.path / COST)
         self.outputs = tuple(output["name"] for output in self._manifest["outputs"])
         known = {site["name"] for site in self._manifest["sites"]}
         missing = [site for site in sites if site not in known | set(self.outputs)]
@@ -95,9 +100,12 @@ class CModel:
             ExportError: inputs that the model does not take, or a program that crashes or does not
                 end.
         """
-        ports = self._manifest["inputs"]
-        n_samples = len(inputs[0])
-        given = [_in_memory(x, port, self.path) for x, port in zip(inputs, ports, strict=True)]
+        if len(inputs) != self._manifest["takes"]:
+            raise ExportError(
+                f"{self.path}: asked for {self._manifest['takes']} inputs, found {len(inputs)}"
+            )
+        ports, n_samples = self._manifest["inputs"], len(inputs[0])
+        given = [_in_memory(inputs[port["place"]], port, self.path) for port in ports]
         samples = b"".join(row.tobytes() for i in range(n_samples) for row in (x[i] for x in given))
         done = self._ended(samples, n_samples)
         outputs = [{**port, "type": "float32"} for port in self._manifest["outputs"]]

@@ -23,6 +23,8 @@ class Port:
         shape: of one sample.
         order: the axes of ``shape`` in the order of memory.
         grid: what codes mean; ``None`` for indices.
+        place: of an input among those of the model, whose unread ones have no parameter; of an
+            output among the outputs.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Port:
     shape: Shape
     order: tuple[int, ...]
     grid: Affine | None
+    place: int
 
     @property
     def c_type(self) -> str:
@@ -59,6 +62,7 @@ class Port:
             "type": self.c_type,
             "shape": list(self.shape),
             "order": list(self.order),
+            "place": self.place,
             **kind,
         }
 
@@ -84,14 +88,16 @@ class Port:
 
 
 def input_ports(draft: Draft) -> list[Port]:
-    """The inputs, each the codes of one quantize, or indices.
+    """The inputs that are read, each the codes of one quantize, or indices.
 
     Raises:
-        ExportError: an input that an integer program cannot read.
+        ExportError: an input that an integer program cannot read, or none is read.
     """
     ports = []
-    for name in draft.program.inputs:
+    for place, name in enumerate(draft.program.inputs):
         readers = [op for op in draft.program.ops if name in op.inputs]
+        if not readers:
+            continue
         source = name
         if draft.tensor(name).dtype == "float32":
             if [op.kind for op in readers] != ["quantize"]:
@@ -105,10 +111,15 @@ def input_ports(draft: Draft) -> list[Port]:
                 f"{name}: {draft.tensor(name).dtype} values that {_kinds(readers)} read; a model "
                 "in C takes codes, or indices of an embedding"
             )
-        ports.append(_port(draft, name, source))
+        ports.append(_port(draft, name, source, place))
         draft.name_buffer(source, ports[-1].variable)
         if source != name:
             draft.made[source] = -1
+    if not ports:
+        raise ExportError(
+            f"{', '.join(draft.program.inputs)}: nothing reads them, so that the outputs are "
+            "constants: there is no model to write"
+        )
     return ports
 
 
@@ -116,15 +127,15 @@ def output_ports(draft: Draft) -> list[Port]:
     """The outputs, each the codes that one dequantize reads."""
     makers = {op.output: op for op in draft.program.ops}
     sources = [(name, makers[name].inputs[0]) for name in draft.program.outputs]
-    return [_port(draft, name, source) for name, source in sources]
+    return [_port(draft, name, source, place) for place, (name, source) in enumerate(sources)]
 
 
 def _kinds(readers: list[Op]) -> str:
-    return ", ".join(sorted({op.kind for op in readers})) or "no operations"
+    return ", ".join(sorted({op.kind for op in readers}))
 
 
-def _port(draft: Draft, name: str, source: str) -> Port:
+def _port(draft: Draft, name: str, source: str, place: int) -> Port:
     shape = draft.shape(source)
     order = order_of(len(shape), source in draft.last)
     grid = draft.tensor(source).grid
-    return Port(name, draft.names[name], source, shape, order, grid)
+    return Port(name, draft.names[name], source, shape, order, grid, place)

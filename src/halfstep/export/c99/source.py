@@ -30,6 +30,7 @@ def header(draft: Draft, ports: tuple[list[Port], list[Port]], placed: Placement
             f" *   {port.variable}: {port.described()}, {port.c_type}"
             for port in (*inputs, *outputs)
         ),
+        *(f" * {name} is no argument: nothing reads it." for name in _unread(draft, inputs)),
         " */",
         f"#ifndef {macro}_H",
         f"#define {macro}_H",
@@ -61,6 +62,12 @@ def header(draft: Draft, ports: tuple[list[Port], list[Port]], placed: Placement
         f"#endif /* {macro}_H */",
     ]
     return "\n".join([*lines, ""])
+
+
+def _unread(draft: Draft, inputs: list[Port]) -> list[str]:
+    """Inputs of the model that have no parameter, as identifiers."""
+    places = {port.place for port in inputs}
+    return [draft.names[x] for i, x in enumerate(draft.program.inputs) if i not in places]
 
 
 def prototype(draft: Draft, ports: tuple[list[Port], list[Port]]) -> str:

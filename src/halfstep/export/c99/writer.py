@@ -27,10 +27,10 @@ from halfstep.export.c99.numbers import stored_offset
 from halfstep.export.c99.ports import Port, input_ports, output_ports
 from halfstep.export.c99.walks import order_of
 from halfstep.files import write_folder_atomically
+from halfstep.formats.c_folder import COST, MANIFEST, SCHEMA
 from halfstep.formats.in_memory import InMemory
 from halfstep.program.ir import IntProgram
 
-MANIFEST = "sites.json"
 _RUNS = (Execution.INTEGER, Execution.COPY)
 
 
@@ -121,7 +121,7 @@ def _reports(
     cost = cost_of(draft, placed)
     return {
         MANIFEST: json.dumps(manifest(draft, ports), indent=1),
-        "cost.json": json.dumps(cost.to_dict(), indent=1),
+        COST: json.dumps(cost.to_dict(), indent=1),
         "cost.md": cost_page(cost),
     }
 
@@ -148,9 +148,10 @@ def manifest(draft: Draft, ports: tuple[list[Port], list[Port]]) -> dict[str, An
             }
         )
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "name": draft.prefix,
         "target": draft.program.target,
+        "takes": len(draft.program.inputs),
         "inputs": [port.to_dict() for port in ports[0]],
         "outputs": [{**p.to_dict(), **samples(p.name)} for p in ports[1]],
         "sites": sites,
