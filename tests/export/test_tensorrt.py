@@ -256,6 +256,22 @@ def test_every_rule_rejects_its_specimen(change: Callable[[Graph], None]) -> Non
     assert {finding.rule for finding in findings} <= {rule, "unread"}
 
 
+@pytest.mark.parametrize("others", [[], ["y"], ["add"]], ids=["softmax", "beside", "in front"])
+def test_a_mask_is_added_to_scores_in_float(others: list[str]) -> None:
+    """And to nothing else: where another operation reads the sum, both should be dequantized."""
+    graph = Graph()
+    half_addition(graph)
+    graph.node("add").output[0] = "scores"
+    graph.nodes += [
+        helper.make_node("Mul", ["scores", "s"], ["scaled"], "mul"),
+        helper.make_node("Softmax", ["scaled"], ["y"], "softmax"),
+    ]
+    for name in others:
+        read = "scaled" if name == "y" else "scores"
+        graph.nodes.append(helper.make_node("Relu", [read], [f"other_{name}"], f"other_{name}"))
+    assert {finding.rule for finding in lint(graph.model())} == ({"addend"} if others else set())
+
+
 def test_files_for_onnx_runtime_are_not_in_the_form(tmp_path: Path) -> None:
     path = lowered(*(Residual(), normal_inputs((3, 6, 6)))).export(tmp_path)
     rules = {finding.rule for finding in lint(onnx.load(path))}

@@ -11,7 +11,8 @@ in TensorRT's documentation; this page has them as far as a file can show them:
 | weight_axis             | a weight with scales that are not those of its output channels        |
 | codes_computed          | an operation on codes: a quantize not followed by a dequantize        |
 | half_quantized          | a weight that is dequantized for an input that is not                 |
-| addend                  | an addition with one input dequantized and the other computed in float |
+| addend                  | an addition with one input dequantized and the other computed in      |
+|                         | float, except to the scores of a softmax                              |
 | before_activation       | a quantize between a convolution and its activation or normalization  |
 | unread                  | a quantize or dequantize whose result nothing reads                   |
 """
@@ -29,6 +30,8 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _AFTER_A_SUM = ("Relu", "Clip", "BatchNormalization")
 # What leaves values as they are, between a weight's dequantize and its reader.
 _MOVES = ("Transpose", "Identity")
+# What may stand between the scores of attention and their softmax, all in float.
+_BEFORE_SOFTMAX = ("Add", "Mul", "Reshape", "Transpose", "Where")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,19 @@ class _Graph:
             found = set() if node is None else set(node.input) - seen
             seen |= found
             waiting += found
+        return True
+
+    def are_scores(self, name: str) -> bool:
+        """Whether a softmax alone reads a value: what is added to its scores is a mask."""
+        waiting = [name]
+        while waiting:
+            value = waiting.pop()
+            readers = self.readers.get(value, [])
+            if not readers or value in self.outputs:
+                return False
+            if any(node.op_type not in ("Softmax", *_BEFORE_SOFTMAX) for node in readers):
+                return False
+            waiting += [node.output[0] for node in readers if node.op_type != "Softmax"]
         return True
 
     def dequantize_of(self, name: str) -> tuple[NodeProto, list[int] | None] | None:
@@ -173,7 +189,7 @@ def _weighted(graph: _Graph, node: NodeProto) -> Iterator[tuple[str, str]]:
 def _addition(graph: _Graph, node: NodeProto) -> Iterator[tuple[str, str]]:
     dequantized = [graph.dequantize_of(name) is not None for name in node.input]
     constant = [graph.is_constant(name) for name in node.input]
-    if sum(dequantized) == 1 and not any(constant):
+    if sum(dequantized) == 1 and not any(constant) and not graph.are_scores(node.output[0]):
         other = graph.kind(node.input[dequantized.index(False)])
         if other not in _WEIGHTED:  # whose sum the addition is fused with
             yield "addend", f"one input is dequantized, the other comes from {other}"
