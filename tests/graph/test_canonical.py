@@ -80,6 +80,9 @@ NOTHING = (
     aten.reshape.default,
     aten.to.dtype,
 )
+MOVED = (aten.reshape.default, aten.permute.default)
+SLICED = (aten.slice.Tensor, aten.cat.default)
+POWER = (aten.pow.Tensor_Scalar,)
 Case = tuple[Callable[[Tensor], Any], tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]
 
 CASES: dict[str, Case] = {
@@ -175,6 +178,120 @@ CASES: dict[str, Case] = {
         (),
         (aten.avg_pool2d.default, aten.mul.Tensor),
     ),
+    "pixel shuffle": (
+        lambda x: functional.pixel_shuffle(x, 2),
+        IMAGE,
+        (aten.pixel_shuffle.default,),
+        MOVED,
+    ),
+    "pixel unshuffle": (
+        lambda x: functional.pixel_unshuffle(x, 3),
+        IMAGE,
+        (aten.pixel_unshuffle.default,),
+        MOVED,
+    ),
+    "channel shuffle": (
+        lambda x: functional.channel_shuffle(x, 2),
+        IMAGE,
+        (aten.channel_shuffle.default,),
+        (aten.transpose.int,),
+    ),
+    "stack": (
+        lambda x: torch.stack([x, x + 1], 2),
+        IMAGE,
+        (aten.stack.default,),
+        (aten.unsqueeze.default, aten.cat.default),
+    ),
+    "roll": (lambda x: x.roll((1, -2), (2, -1)), IMAGE, (aten.roll.default,), SLICED),
+    "roll by nothing": (lambda x: x.roll(6, 2) + 0, IMAGE, (aten.roll.default,), ()),
+    "flip": (lambda x: x.flip((1, 3)), IMAGE, (aten.flip.default,), SLICED),
+    "index": (lambda x: x[:, [2, 1, 0, -1, 3]], IMAGE, (aten.index.Tensor,), SLICED),
+    "index select": (
+        lambda x: x.index_select(2, torch.tensor([1, 2, 3])),
+        IMAGE,
+        (aten.index_select.default,),
+        (aten.slice.Tensor,),
+    ),
+    "repeat": (lambda x: x.repeat(1, 2, 1, 3), IMAGE, (aten.repeat.default,), (aten.cat.default,)),
+    "repeat along an axis of one": (
+        lambda x: x[:, :1].repeat(1, 5, 1, 1),
+        IMAGE,
+        (aten.repeat.default,),
+        (aten.expand.default,),
+    ),
+    "tile": (lambda x: x.tile((2, 1)), IMAGE, (aten.tile.default,), (aten.cat.default,)),
+    "expand as": (
+        lambda x: x.mean((2, 3), keepdim=True).expand_as(x),
+        IMAGE,
+        (aten.expand_as.default,),
+        (aten.expand.default,),
+    ),
+    "square": (
+        lambda x: x.square() + x**2,
+        IMAGE,
+        (aten.square.default, *POWER),
+        (aten.mul.Tensor,),
+    ),
+    "powers": (
+        lambda x: x**3 - x**4 + (x * x) ** 0.5,
+        IMAGE,
+        POWER,
+        (aten.mul.Tensor, aten.sqrt.default),
+    ),
+    "one bound": (
+        lambda x: x.clamp_min(-0.5).clamp_max(0.5),
+        IMAGE,
+        (aten.clamp_min.default, aten.clamp_max.default),
+        (aten.clamp.default,),
+    ),
+    "gate": (
+        lambda x: functional.glu(x, 1),
+        IMAGE,
+        (aten.glu.default,),
+        (aten.sigmoid.default, aten.mul.Tensor),
+    ),
+    "added product": (
+        lambda x: torch.baddbmm(x, x, x),
+        (6, 6),
+        (aten.baddbmm.default,),
+        (aten.matmul.default, aten.add.Tensor),
+    ),
+    "largest over space": (
+        lambda x: x.amax((2, 3)),
+        IMAGE,
+        (aten.amax.default,),
+        (aten.max_pool2d.default, aten.flatten.using_ints),
+    ),
+    "largest over space, kept": (
+        lambda x: x.amax((-1, -2), keepdim=True),
+        IMAGE,
+        (aten.amax.default,),
+        (aten.max_pool2d.default,),
+    ),
+    "group norm": (
+        seeded(nn.GroupNorm(2, 4)),
+        IMAGE,
+        (aten.group_norm.default,),
+        (aten.layer_norm.default, aten.mul.Tensor, aten.add.Tensor),
+    ),
+    "group norm of sequences": (
+        seeded(nn.GroupNorm(4, 4)),
+        (4, 6),
+        (aten.group_norm.default,),
+        (aten.layer_norm.default,),
+    ),
+    "group norm without parameters": (
+        nn.GroupNorm(2, 4, affine=False),
+        IMAGE,
+        (aten.group_norm.default,),
+        (aten.layer_norm.default,),
+    ),
+    "instance norm": (
+        seeded(nn.InstanceNorm2d(4, affine=True)),
+        IMAGE,
+        (aten.instance_norm.default,),
+        (aten.layer_norm.default, aten.mul.Tensor),
+    ),
 }
 
 
@@ -183,6 +300,25 @@ def test_rewrites(case):
     function, shape, gone, made = case
     model = function if isinstance(function, nn.Module) else Call(function)
     assert_rewritten(model.eval(), shape, gone, made)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda x: x.roll(1), "aten::roll"),
+        (lambda x: x.flip(2), "aten::flip"),
+        (lambda x: x.flip(0), "aten::flip"),
+        (lambda x: x.repeat(2, 1, 1, 1), "aten::repeat"),
+        (lambda x: x**5, "aten::pow"),
+        (lambda x: x**-1.0, "aten::pow"),
+        (lambda x: torch.baddbmm(x[:, 0], x[:, 0], x[:, 0], beta=2), "aten::baddbmm"),
+        (lambda x: x.amax(1), "aten::amax"),
+    ],
+)
+def test_what_would_be_another_thing_is_left_and_refused_by_name(function, kind):
+    graph = hs.capture(Call(function), normal(2, 2, 100, 100))
+    floats = hs.make_plan(graph).floats
+    assert any(f"{kind}" in reason and "op table" in reason for reason in floats.values()), floats
 
 
 def test_a_rewrite_that_changes_the_output_is_refused(monkeypatch):

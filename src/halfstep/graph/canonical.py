@@ -2,8 +2,9 @@
 
 In-place operations become functional; operations that do nothing disappear; chunk, split, unbind
 and select become slices; scalars in additions and multiplications become constants; attention
-becomes matrix products and a softmax, SiLU a product with a sigmoid; the bias of a layer norm
-without a weight is an addition; a mean over space keeps its axes.
+becomes matrix products and a softmax, SiLU a product with a sigmoid, a group norm a layer norm;
+values are moved by reshapes, permutations, slices and joins alone; the bias of a layer norm without
+a weight is an addition; a mean over space keeps its axes.
 """
 
 import operator
@@ -13,8 +14,11 @@ import torch
 from torch import fx
 
 from halfstep.errors import CaptureError
+from halfstep.graph.arithmetic import arithmetic
 from halfstep.graph.composites import products, special_pools, split_attention
+from halfstep.graph.group_norms import group_norms
 from halfstep.graph.readers import LARGEST_INDEX, arguments, shape_of
+from halfstep.graph.rearrangements import rearrangements
 from halfstep.graph.rewriting import constant, insert_call, replace
 
 aten = torch.ops.aten
@@ -55,6 +59,9 @@ def canonicalize(module: fx.GraphModule) -> None:
         _slices,
         special_pools,
         products,
+        rearrangements,
+        arithmetic,
+        group_norms,
         _masks,
         _scalars,
         _norms,

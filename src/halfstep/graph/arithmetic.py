@@ -1,0 +1,84 @@
+"""Powers, gates, one-sided bounds, sums of products and maxima over space, by plain operations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from halfstep.graph.readers import arguments, shape_of
+from halfstep.graph.rewriting import insert_call, replace
+
+aten = torch.ops.aten
+_LARGEST_POWER = 4
+Arguments = dict[str, Any]
+
+
+def arithmetic(node: fx.Node) -> None:
+    """Rewrite ``node`` if it is plain arithmetic by another name."""
+    rewrite = _REWRITES.get(node.target)
+    by = None if rewrite is None else rewrite(node, arguments(node))
+    if by is not None:
+        replace(node, by)
+
+
+def _square(node: fx.Node, a: Arguments) -> fx.Node | None:
+    return insert_call(node, aten.mul.Tensor, (a["self"], a["self"]))
+
+
+def _power(node: fx.Node, a: Arguments) -> fx.Node | None:
+    x, exponent = a["self"], a["exponent"]
+    if exponent == 0.5:
+        return insert_call(node, aten.sqrt.default, (x,))
+    if exponent not in range(2, _LARGEST_POWER + 1):
+        return None
+    power: fx.Node = x
+    for _ in range(int(exponent) - 1):
+        power = insert_call(node, aten.mul.Tensor, (power, x))
+    return power
+
+
+def _bounded(node: fx.Node, a: Arguments) -> fx.Node | None:
+    return insert_call(node, aten.clamp.default, (a["self"], a.get("min"), a.get("max")))
+
+
+def _gated(node: fx.Node, a: Arguments) -> fx.Node | None:
+    """One half of the values times the sigmoid of the other."""
+    x, sizes = a["self"], shape_of(a["self"])
+    axis = a["dim"] % len(sizes)
+    half = sizes[axis] // 2
+    first, second = (
+        insert_call(node, aten.slice.Tensor, (x, axis, start, start + half)) for start in (0, half)
+    )
+    gate = insert_call(node, aten.sigmoid.default, (second,))
+    return insert_call(node, aten.mul.Tensor, (first, gate))
+
+
+def _added_product(node: fx.Node, a: Arguments) -> fx.Node | None:
+    if (a["alpha"], a["beta"]) != (1, 1):
+        return None
+    names = ("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")
+    left, right = (a[name] for name in names)
+    product = insert_call(node, aten.matmul.default, (left, right))
+    return insert_call(node, aten.add.Tensor, (product, a["self"]))
+
+
+def _largest_over_space(node: fx.Node, a: Arguments) -> fx.Node | None:
+    x, sizes = a["self"], shape_of(a["self"])
+    rank = len(sizes)
+    if rank != 4 or sorted(axis % rank for axis in a["dim"]) != [2, 3]:
+        return None
+    found = insert_call(node, aten.max_pool2d.default, (x, list(sizes[2:])))
+    return found if a["keepdim"] else insert_call(node, aten.flatten.using_ints, (found, 1))
+
+
+_REWRITES: dict[Any, Callable[[fx.Node, Arguments], fx.Node | None]] = {
+    aten.square.default: _square,
+    aten.pow.Tensor_Scalar: _power,
+    aten.clamp_min.default: _bounded,
+    aten.clamp_max.default: _bounded,
+    aten.glu.default: _gated,
+    aten.addmm.default: _added_product,
+    aten.baddbmm.default: _added_product,
+    aten.amax.default: _largest_over_space,
+}
