@@ -110,7 +110,7 @@ def assert_can_be_run(kind: str, rule: OpRule) -> None:
     assert (rule.execution, stored) in KERNELS, f"{kind}: the engine has no {rule.execution} kernel"
     formulas = FORMULAS.get(stored, ())
     if rule.execution in QUANTIZED and formulas:
-        named = {rule.formula, rule.symmetric or rule.formula}
+        named = {rule.formula, rule.symmetric_formula or rule.formula}
         assert named <= {*formulas}, f"{kind}: {named} are not all in {sorted(formulas)}"
     else:
         assert rule.formula is None, f"{kind}: {rule.formula!r} for what needs no formula"

@@ -104,13 +104,21 @@ def test_test_data_are_looked_at_first(
     assert line.startswith(f"error: {said.replace('NET', str(net))}")
 
 
-@pytest.mark.parametrize("option", ["--size=8", "--mean=0", "--std=1", "--batch-size=2"])
+@pytest.mark.parametrize("option", ["--mean=0", "--std=1", "--batch-size=2"])
 def test_options_of_images_are_refused_for_callables(option: str, net: Path) -> None:
     given = ["--data", f"{net}:one_batch", option]
     found = run("quantize", f"{net}:tiny", *given, "--out", net.parent / "never")
     assert found.exit_code == 2
     said = f"error: {option.partition('=')[0]}: it is for image folders and .npz files, and "
     assert found.stderr.startswith(f"{said}{net}:one_batch gives batches as the model takes them.")
+
+
+@pytest.mark.parametrize("data", ["NET:one_batch", "images.npz"])
+def test_a_size_is_refused_where_no_image_is_resized(data: str, net: Path, tmp_path: Path) -> None:
+    given = ["--data", data.replace("NET", str(net)), "--size=8"]
+    found = run("quantize", f"{net}:tiny", *given, "--out", tmp_path / "never")
+    assert found.exit_code == 2
+    assert found.stderr.startswith("error: --size: it is for image folders, and ")
 
 
 def test_options_of_images_are_taken_where_test_data_are_images(net: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ Settings = Annotated[
 Size = Annotated[int | None, typer.Option(help="resize and crop images to a square", min=1)]
 Mean = Annotated[str | None, typer.Option(help="of images scaled to 0..1, such as 0.5,0.4,0.4")]
 Std = Annotated[str | None, typer.Option(help="of images scaled to 0..1, such as 0.2,0.2,0.2")]
-BatchSize = Annotated[int | None, typer.Option(help="for folders and .npz files", min=1)]
+BatchSize = Annotated[int | None, typer.Option(help="for folders and .npz; 32 if not given", min=1)]
 Samples = Annotated[int | None, typer.Option(help="verify on so many samples", min=1)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print the verdict alone")]
 
@@ -111,6 +111,11 @@ def preprocessing(
     given = {"--size": size, "--mean": mean, "--std": std, "--batch-size": batch_size}
     asked = [option for option, value in given.items() if value is not None]
     read = [source for source in sources if source is not None]
+    if size is not None and not any(Path(source).is_dir() for source in read):
+        raise DataError(
+            f"--size: it is for image folders, and {' and '.join(read)} is none. Leave the option "
+            "out; what arrays or a callable give is taken as it is"
+        )
     if asked and all(map(is_callable, read)):
         raise DataError(
             f"{asked[0]}: it is for image folders and .npz files, and {' and '.join(read)} "

@@ -11,6 +11,7 @@ from typing import Any
 from halfstep.catalog import family
 from halfstep.errors import ExportError
 from halfstep.files import Contents, size_of, write_contents, write_folder_atomically
+from halfstep.formats.c_folder import MANIFEST
 from halfstep.golden.vectors import is_golden
 from halfstep.graph.insert import QuantizedModel
 from halfstep.journal import Journal
@@ -113,9 +114,7 @@ def _is_foreign(path: Path) -> bool:
     """Whether neither ``save`` nor ``write_golden`` wrote this."""
     artifacts = {entry.load().artifact for entry in family("target").values()}
     if path.is_dir():  # exporters say in their folders what is in them
-        return not is_golden(path) and not (
-            path.name in artifacts and (path / "sites.json").is_file()
-        )
+        return not is_golden(path) and not (path.name in artifacts and (path / MANIFEST).is_file())
     return path.name not in _FILES | artifacts
 
 

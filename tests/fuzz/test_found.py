@@ -10,6 +10,7 @@ import pytest
 
 import halfstep as hs
 from halfstep.catalog import find
+from halfstep.core.execution import Execution
 from halfstep.core.target import OpFacts
 from tests.fuzz.networks import Network, Step
 from tests.fuzz.trial import attempt, captured, samples
@@ -290,17 +291,47 @@ def test_scores_of_a_softmax_in_steps_that_litert_does_not_take_are_repaired(tar
     assert attempt(Network(((5,),), steps, parameters="dead"), target).status == "exact"
 
 
-@pytest.mark.parametrize("in_float", [False, True])
 @pytest.mark.parametrize("function", ["hardtanh", "clamp"], ids=["two ends", "one end"])
-def test_openvino_clamps_between_the_codes_of_its_input(function: str, in_float: bool) -> None:
+def test_openvino_clamps_between_the_codes_of_its_input(function: str) -> None:
     """It clamped codes, at the nearest ones to the bounds: 2 codes of the output away."""
     clamp = Step("activation", (0,), {"function": function})
-    steps = (Step("activation", (0,), {"function": "sigmoid"}), replace(clamp, reads=(1,)))
     for seed in range(8):
-        network = Network(((5, 7),), steps if in_float else (clamp,), data="extreme", seed=seed)
+        network = Network(((5, 7),), (clamp,), data="extreme", seed=seed)
         for grids in ("ends", "ratios"):
             found = attempt(replace(network, grids=grids), "openvino")
             assert found.status in ("exact", "bounded")
+
+
+WINDOWS = {"kernel_size": (2, 2), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True}
+IN_FLOAT = {
+    "clamp": Step("activation", (1,), {"function": "hardtanh"}),
+    "minimum": Step("activation", (1,), {"function": "clamp"}),
+    "pad": Step("pad", (1,), {"sizes": (1, 2, 0, 1), "mode": "constant", "value": 1.0}),
+    "max_pool": Step("max_pool", (1,), {**WINDOWS, "dilation": (1, 1)}),
+    "conv": Step("conv", (1,), {
+        "out_channels": 2, "kernel_size": (1, 1), "stride": (3, 2), "dilation": (1, 1),
+        "padding": ((2, 0), (1, 1)), "groups": 1, "bias": True,
+    }),
+    "conv of each channel": Step("conv", (1,), {
+        "out_channels": 4, "kernel_size": (3, 1), "stride": (3, 1), "dilation": (1, 1),
+        "padding": ((0, 0), (0, 0)), "groups": 2, "bias": True,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", IN_FLOAT.values(), ids=IN_FLOAT)
+def test_openvino_does_in_float_what_is_to_be_done_in_float(step: Step, tmp_path: Path) -> None:
+    """On codes that another operation reads as well."""
+    first = Step("activation", (0,), {"function": "leaky_relu"})
+    again = Step("activation", (1,), {"function": "sigmoid"})
+    network = Network(((2, 5, 5),), (first, step, again), also=2)
+    program = lowered(captured(network), network, "steps.1*")
+    assert any(op.execution is Execution.FLOAT and op.kind != "reshape" for op in program.ops)
+    hs.export(program, tmp_path / "model.onnx")
+    verdict = hs.verify(program, tmp_path / "model.onnx", samples(network, program))
+    assert verdict.status is not hs.Status.FAILED
+    floats = [site for site in verdict.sites if site.site.startswith("output_0")]
+    assert floats and max(site.largest for site in floats) < 1e-5
 
 
 def test_openvino_multiplies_each_channel_by_its_own_constant() -> None:

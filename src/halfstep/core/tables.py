@@ -55,10 +55,11 @@ def leaky_relu_double_rounding(codes: Codes, source: Affine, out: Affine, slope:
 def leaky_relu_eight_bits(codes: Codes, source: Affine, out: Affine, slope: float) -> Codes:
     """XNNPACK: multipliers with 8 bits behind the point, half up. Off by a step on many codes.
 
-    Where a multiplier is less than 2^-8 or more than 2^7 LiteRT's own kernel runs.
+    Where a multiplier is nearer to 0 than 2^-8 or does not fit, LiteRT's own kernel runs.
     """
     ratios = _leaky_ratios(source, out, slope)
-    if not all(2.0**-8 <= abs(ratio) <= 2.0**7 for ratio in ratios):
+    fits = all(2.0**-8 - 2.0**7 <= ratio <= 2.0**7 for ratio in ratios)
+    if not fits or min(map(abs, ratios)) < 2.0**-8:
         return leaky_relu_double_rounding(codes, source, out, slope)
     steps = codes - int(source.zero_point)
     above, below = (int(np.rint(F(256) * ratio)) for ratio in ratios)

@@ -70,8 +70,8 @@ class OpRule:
         refuses_scales: given the scales of the inputs, with the largest of the weight behind them,
             and that of the output, the reason why the kernel does not take them, or "". They are
             known when the program is made, not when it is planned.
-        symmetric: the formula of a better kernel, for which plans give the second input zero point
-            0 where they can; ``None`` if there is none.
+        symmetric_formula: the formula of a better kernel, for which plans give the second input
+            zero point 0 where they can; ``None`` if there is none.
     """
 
     execution: Execution
@@ -83,13 +83,13 @@ class OpRule:
     one_grid: bool = False
     table: Callable[..., Any] | None = None
     refuses_scales: Callable[[OpFacts, Sequence[float], float], str] = any_scales
-    symmetric: str | None = None
+    symmetric_formula: str | None = None
 
     def formula_on(self, inputs: Sequence[Affine | None]) -> str | None:
         """The name of the formula for inputs on these grids."""
-        if self.symmetric is None or inputs[1] is None or np.any(inputs[1].zero_point):
+        if self.symmetric_formula is None or inputs[1] is None or np.any(inputs[1].zero_point):
             return self.formula
-        return self.symmetric
+        return self.symmetric_formula
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _matmul(writer: "Writer", op: Op) -> None:
         return
     product = writer.file.tensor(f"{op.output}/product", shape, "int8", _before_alpha(writer, op))
     writer.file.operator("BATCH_MATMUL", operands, product, "BatchMatMulOptions")
-    # The one move of codes that the format allows between different scales, and a fast one.
+    # XNNPACK leaves this move to LiteRT, which shares the memory; most others need equal scales.
     writer.file.operator("BITCAST", [product], out)
 
 

@@ -52,6 +52,8 @@ def export(program: IntProgram, path: str | Path) -> None:
     write_atomically(Path(path), model.SerializeToString())
 
 
+# Float operations that it would do on the codes in front of them.
+_KEPT = ("avg_pool", "max_pool", "clamp", "pad")
 _REDUCED = ("global_avg_pool", "mean", "sum")
 
 
@@ -81,11 +83,11 @@ class OpenVinoWriter(Writer):
             self._write_reduced(op, integer)
         elif op.kind == "pad" and op.attrs["mode"] == "circular":
             self._rename(self._gathered(op), op.output)
-        elif op.kind in ("avg_pool", "clamp", "pad") and op.execution is Execution.FLOAT:
-            value = self._kept_if_fused(self._unfused_inputs(op)[0], op)
+        elif op.kind in _KEPT and op.execution is Execution.FLOAT:
+            value = self._kept_unless_minimum(self._unfused_inputs(op)[0], op)
             self._rename(onnx_ops.EMITTERS[op.kind](self, op, [value]), op.output)
         elif op.kind == "lookup" and op.attrs["function"] == "clamp":
-            value = self._kept_if_fused(self.dequantized(op.inputs[0]), op)
+            value = self._kept_unless_minimum(self.dequantized(op.inputs[0]), op)
             self.quantize(op, onnx_ops.EMITTERS["clamp"](self, op, [value]), op.output)
         else:
             super().write(op)
@@ -94,11 +96,12 @@ class OpenVinoWriter(Writer):
         """The padding in a node of its own: on codes, or on real values out of reach of fusion."""
         name, *others = op.inputs
         if not integer:
+            source = self._kept(self.name_of(name), op)
             zero = self.constant("float32/zero", np.array(0, np.float32))
         else:
-            grid = self.program.grid(name)
+            source, grid = self.name_of(name), self.program.grid(name)
             zero = self.constant(f"{name}/zero", grid.zero_point.astype(grid.qtype.storage))
-        value = padded(self, op, self.name_of(name), zero)
+        value = padded(self, op, source, zero)
         unpadded = ((0, 0),) * len(op.attrs["padding"])
         bare = replace(op, attrs={**op.attrs, "padding": unpadded})
         if integer and _multiplies_channels(self.program, op):
@@ -151,15 +154,15 @@ class OpenVinoWriter(Writer):
                 value = self.node("Gather", [value, index], f"{op.output}/axis{axis}", axis=axis)
         return value
 
-    def _kept_if_fused(self, value: str, op: Op) -> str:
+    def _kept_unless_minimum(self, value: str, op: Op) -> str:
         """The same, except in front of a minimum, which stays in float without a maximum alone."""
-        alone = op.attrs.get("low", 0) is None
-        return value if alone else self._kept(value, op)
+        is_minimum = op.attrs.get("low", 0) is None
+        return value if is_minimum else self._kept(value, op)
 
     def _kept(self, value: str, op: Op) -> str:
         """Real values, out of reach of fusion."""
         lowest = self.constant("float32/lowest", np.array(-np.inf, np.float32))
-        return self.node("Max", [value, lowest], f"{op.output}/kept")
+        return self.node("Max", [value, lowest], f"{op.output}/kept{len(self.nodes)}")
 
     def _kept_apart(self, op: Op) -> set[str]:
         """The inputs of an operation on codes that it must not be fused with or moved to."""

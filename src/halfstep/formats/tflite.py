@@ -152,15 +152,21 @@ class LiteRTFile:
         """
         kinds = {index: kind for kind, index in self._codes.items()}
         made = {o.outputs[0]: kinds[o.opcodeIndex] for o in self.graph.operators}
-        read: dict[int, list[str]] = {}
+        readers: dict[int, list[Any]] = {}
         for operator in self.graph.operators:
             for index in operator.inputs:
-                read.setdefault(index, []).append(kinds[operator.opcodeIndex])
+                readers.setdefault(index, []).append(operator)
+
+        def is_written_over(index: int) -> bool:
+            if len(readers.get(index, ())) != 1:
+                return False
+            (out,) = readers[index][0].outputs
+            return made[out] in _OVERWRITING or (made[out] in _SHARING and is_written_over(out))
+
         for operator in list(self.graph.operators):
             source, (out,) = operator.inputs[0], operator.outputs
-            shared = made.get(source) in _SHARING | _OVERWRITING and len(read[source]) > 1
-            written = len(read.get(out, ())) == 1 and read[out][0] in _OVERWRITING
-            if made[out] in _SHARING and shared and written:
+            shared = made.get(source) in _SHARING | _OVERWRITING and len(readers[source]) > 1
+            if made[out] in _SHARING and shared and is_written_over(out):
                 self._copy_in_front(operator)
 
     def _copy_in_front(self, operator: Any) -> None:

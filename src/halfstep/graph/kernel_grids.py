@@ -60,7 +60,7 @@ def _symmetric_operands(
     groups = Plan(target.name, {}, shared_grids(units, how, target), {}, how).groups
     symmetric: dict[str, QuantSpec] = {}
     for unit in units.units:
-        if how[unit.name] not in QUANTIZED or target.rules[unit.kind].symmetric is None:
+        if how[unit.name] not in QUANTIZED or target.rules[unit.kind].symmetric_formula is None:
             continue
         read = units.sites[unit.inputs[1]]
         group = next((group for group in groups if read in group), (read,))

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfstep.core.grid import Affine
+from halfstep.core.spec import QuantSpec
 from halfstep.data import batches
 from halfstep.errors import CalibrationError
 from halfstep.graph.insert import QuantizedModel, check_batch
@@ -82,7 +83,7 @@ def cross_entropy_range(model: QuantizedModel, data: Iterable[Any]) -> LogitRang
         return float(F.cross_entropy(rounded.double(), decisions))
 
     before = loss(quantizer.grid())
-    tried = {grid: loss(grid) for grid in _candidates(logits, quantizer.grid())}
+    tried = {grid: loss(grid) for grid in _candidates(logits, quantizer.spec)}
     best = min(tried, key=lambda grid: tried[grid])
     if tried[best] < before:
         quantizer.set_grid(best)
@@ -104,7 +105,10 @@ def _logits_site(model: QuantizedModel) -> str:
     return site
 
 
-def _candidates(logits: Tensor, old: Affine) -> list[Affine]:
-    low, high = float(logits.min()), float(logits.max())
-    ends = [(low * a, high * b) for a in FACTORS for b in FACTORS]
-    return [Affine.from_range(np.asarray(a), np.asarray(b), old.qtype) for a, b in ends]
+def _candidates(logits: Tensor, spec: QuantSpec) -> list[Affine]:
+    least, most = float(logits.min()), float(logits.max())
+    ends = [(np.asarray(least * a), np.asarray(most * b)) for a in FACTORS for b in FACTORS]
+    return [
+        Affine.from_range(low, high, spec.qtype, symmetric=spec.symmetric, pow2=spec.pow2)
+        for low, high in ends
+    ]

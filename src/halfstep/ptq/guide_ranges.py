@@ -108,7 +108,10 @@ def guide_ranges(
     """
     activations = set(model.activation_sites())
     calls = {node: q for node, q in model.calls().items() if q.site in activations}
-    found = {q.site: WeightedMse(q.spec.qtype, pow2=q.spec.pow2) for q in calls.values()}
+    found = {
+        q.site: WeightedMse(q.spec.qtype, symmetric=q.spec.symmetric, pow2=q.spec.pow2)
+        for q in calls.values()
+    }
     before = {quantizer.site: quantizer.grid() for quantizer in calls.values()}
     samples = 0
     for index in range(rounds):

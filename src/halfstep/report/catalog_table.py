@@ -130,7 +130,7 @@ def _width(bits: tuple[int, int]) -> str:
 def _cell(rule: OpRule | None) -> str:
     if rule is None:
         return "float"
-    formulas = " or ".join(name for name in (rule.formula, rule.symmetric) if name)
+    formulas = " or ".join(name for name in (rule.formula, rule.symmetric_formula) if name)
     return f"{rule.execution}: {formulas}" if formulas else str(rule.execution)
 
 

@@ -182,6 +182,8 @@ def _read(file: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(file.read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{file.parent}: not a complete model in C ({error})") from error
+    if not isinstance(found, dict):
+        raise ExportError(f"{file}: asked for names and values, found a {type(found).__name__}")
     return found
 
 

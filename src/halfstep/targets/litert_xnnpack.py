@@ -81,7 +81,7 @@ TARGET = replace(
         "add": replace(_RULES["add"], formula="twenty_bits", refuses_scales=_sum_of_near_scales),
         "sub": replace(_RULES["sub"], formula="twenty_bits", refuses_scales=_sum_of_near_scales),
         "mul": replace(_RULES["mul"], formula="float", refuses_scales=_product_of_near_scales),
-        "matmul": replace(_RULES["matmul"], symmetric="float"),
+        "matmul": replace(_RULES["matmul"], symmetric_formula="float"),
         "softmax": replace(_RULES["softmax"], formula="reciprocal", refuses=always),
         "leaky_relu": replace(_RULES["leaky_relu"], table=tables.leaky_relu_eight_bits),
     },

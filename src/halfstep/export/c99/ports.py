@@ -23,8 +23,7 @@ class Port:
         shape: of one sample.
         order: the axes of ``shape`` in the order of memory.
         grid: what codes mean; ``None`` for indices.
-        place: of an input among those of the model, whose unread ones have no parameter; of an
-            output among the outputs.
+        place: among the inputs of the model, whose unread ones have no parameter, or the outputs.
     """
 
     name: str
