@@ -4,6 +4,9 @@ These are the float32 kernels of ONNX Runtime on x86-64 with FMA, to the last bi
 approximations by Horner's scheme, each step one fused multiply-add. Their values differ from the
 textbook's by a few units in the last place, which is enough to make another code now and then.
 
+Those of ``IN_TABLES`` are no runtime's: they are computed in float64 and rounded once, and every
+artifact holds their codes as a table.
+
 Source of the coefficients: ONNX Runtime's MLAS, which has those of tanh and sigmoid from Eigen.
 """
 
@@ -145,7 +148,38 @@ def _exp(x: FloatArray) -> FloatArray:
     return np.asarray(np.ldexp(_polynomial(_EXP, rest), n.astype(np.int32)))
 
 
+def elu(x: FloatArray, alpha: float, scale: float, input_scale: float) -> FloatArray:
+    """``scale * x``, or ``scale * alpha * (exp(input_scale * x) - 1)`` where that is negative."""
+    wide = x.astype(np.float64)
+    below = alpha * np.expm1(input_scale * np.minimum(wide, 0))
+    return (scale * np.where(wide > 0, wide, below)).astype(F)
+
+
+def softplus(x: FloatArray, beta: float) -> FloatArray:
+    """``log(1 + exp(beta * x)) / beta``."""
+    return (np.logaddexp(0, beta * x.astype(np.float64)) / beta).astype(F)
+
+
+def mish(x: FloatArray) -> FloatArray:
+    """``x`` times the hyperbolic tangent of its softplus."""
+    wide = x.astype(np.float64)
+    return (wide * np.tanh(np.logaddexp(0, wide))).astype(F)
+
+
+def log_sigmoid(x: FloatArray) -> FloatArray:
+    """The logarithm of the logistic function."""
+    return (-np.logaddexp(0, -x.astype(np.float64))).astype(F)
+
+
+IN_TABLES: dict[str, Callable[..., FloatArray]] = {
+    "abs": np.abs,
+    "elu": elu,
+    "softplus": softplus,
+    "mish": mish,
+    "log_sigmoid": log_sigmoid,
+}
 TABLES: dict[str, Callable[..., FloatArray]] = {
+    **IN_TABLES,
     "relu": relu,
     "clamp": clamp,
     "leaky_relu": leaky_relu,

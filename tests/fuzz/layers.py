@@ -28,6 +28,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": F.hardswish,
     "hardsigmoid": F.hardsigmoid,
     "silu": F.silu,
+    "abs": torch.abs,
+    "elu": lambda x: F.elu(x, 0.7),
+    "selu": F.selu,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "log_sigmoid": F.logsigmoid,
 }
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,

@@ -367,3 +367,24 @@ def test_a_reshaped_value_is_not_written_over_before_all_have_read_it(target: st
     )
     network = Network(((4, 2, 2, 1), (4, 2, 2, 1)), steps, also=2, grids="ratios", seed=365)
     assert attempt(network, target).status == "exact"
+
+
+def test_products_that_xnnpack_wraps_around_are_repaired() -> None:
+    """A sum of -2^31 steps and less, with a zero point below 0, became the highest code."""
+    network = Network(
+        ((3, 1, 2, 4),),
+        (Step("matmul", (0, 0), {"scale": 0.3}),),
+        **{"parameters": "constant", "grids": "ratios", "data": "extreme"},
+        **{"weight_bits": 6, "activation_bits": 6},
+    )
+    found = assert_repaired([replace(network, seed=seed) for seed in range(8)], "litert_xnnpack")
+    assert all("products may be" in words and "XNNPACK wraps around" in words for words in found)
+
+
+@pytest.mark.parametrize("steps", [2.0**31 - 2**9, 2.0**31])
+def test_sums_are_refused_that_do_not_fit_an_int32(steps: float) -> None:
+    for kind, terms in (("linear", 4608), ("matmul", 7)):
+        rule = find("target", "litert_xnnpack").rules[kind]
+        facts = OpFacts(kind, {}, ((-1, 5),), (False,), terms)
+        refusal = rule.refuses_scales(facts, (1.0, 1.0), terms * 255 * 128 / steps)
+        assert bool(refusal) == (steps == 2.0**31)

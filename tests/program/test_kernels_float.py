@@ -57,6 +57,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "hardsigmoid": F.hardsigmoid,
     "hardswish": F.hardswish,
+    "abs": torch.abs,
+    "mish": F.mish,
+    "log_sigmoid": F.logsigmoid,
 }
 
 
@@ -93,6 +96,12 @@ CASES: dict[str, Case] = {
     "gelu": Case("gelu", F.gelu, attrs={"approximate": "none"}),
     "gelu by tanh": Case(
         "gelu", lambda x: F.gelu(x, approximate="tanh"), attrs={"approximate": "tanh"}
+    ),
+    "softplus": Case("softplus", lambda x: F.softplus(x, 1.7), attrs={"beta": 1.7}),
+    "elu": Case(
+        "elu",
+        lambda x: torch.ops.aten.elu(x, 0.7, 1.3, 2.0),
+        attrs={"alpha": 0.7, "scale": 1.3, "input_scale": 2.0},
     ),
     "add": Case("add", torch.add, (IMAGE, (2, 1, 6, 1))),
     "sub": Case("sub", torch.sub, (IMAGE, (2, 1, 1, 5))),

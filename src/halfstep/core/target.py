@@ -24,12 +24,14 @@ class OpFacts:
         attrs: its attributes.
         shapes: the shapes of its inputs, ``BATCH`` where a size depends on the batch.
         constants: for each input, whether it is a constant.
+        terms: how many products each of its sums has; 0 if it is no sum of products.
     """
 
     kind: str
     attrs: Mapping[str, Any]
     shapes: tuple[tuple[int, ...], ...]
     constants: tuple[bool, ...]
+    terms: int = 0
 
 
 def always(facts: OpFacts) -> str:

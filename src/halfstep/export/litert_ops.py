@@ -13,6 +13,7 @@ import numpy as np
 from halfstep.core.grid import Affine
 from halfstep.core.tables import hardswish_has_operator
 from halfstep.export.litert_convolutions import CONVOLUTIONS
+from halfstep.export.litert_functions import FLOAT_FUNCTIONS
 from halfstep.export.litert_moves import MOVES
 from halfstep.export.litert_pools import POOLS
 from halfstep.export.litert_weights import bias_tensor, weight_tensor
@@ -287,6 +288,7 @@ EMITTERS: dict[str, Emitter] = {
     "silu": _silu,
     "prelu": _prelu,
     **_FUNCTIONS,
+    **FLOAT_FUNCTIONS,
     **MOVES,
     **CONVOLUTIONS,
     **POOLS,

@@ -138,7 +138,7 @@ class OpenVinoWriter(Writer):
             self.quantize(op, value, f"{op.output}/codes")
             value = f"{op.output}/codes"
         onnx_ops.reshaped(self, value, self._shape(op.output), op.output)
-        self._annotate(op.output)
+        self.annotate(op.output)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.program.tensor(name).shape

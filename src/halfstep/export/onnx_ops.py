@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halfstep.core.execution import BATCH
+from halfstep.export.onnx_functions import FUNCTIONS
 from halfstep.export.onnx_windows import conv, pads, pool
 from halfstep.program.batch import repeats
 from halfstep.program.ir import Op
@@ -229,6 +230,7 @@ EMITTERS: dict[str, Emitter] = {
     "hardswish": _fixed("HardSwish"),
     "hardsigmoid": _fixed("HardSigmoid", alpha=1 / 6, beta=0.5),
     "gelu": _simple("Gelu", approximate="approximate"),
+    **FUNCTIONS,
     "softmax": _softmax,
     "layer_norm": _layer_norm,
     "mean": _reduction("ReduceMean"),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from halfstep.core.execution import BATCH, Execution
 from halfstep.core.grid import Affine
 from halfstep.errors import ExportError
-from halfstep.export import onnx_ops
+from halfstep.export import onnx_functions, onnx_ops
 from halfstep.export.onnx_fusion import fused_anyway
 from halfstep.files import write_atomically
 from halfstep.program.batch import one_sample
@@ -95,6 +95,8 @@ class Writer:
         elif op.execution is Execution.SCALED:
             inputs = [self.dequantized(name) for name in op.inputs]
             self._rename(emit(self, op, inputs), op.output)
+        elif op.kind == "lookup" and op.attrs["function"] in onnx_functions.FUNCTIONS:
+            onnx_functions.look_up(self, op)
         elif op.kind == "lookup":
             # ONNX Runtime makes the table for itself, from the function.
             function = onnx_ops.EMITTERS[op.attrs["function"]]
@@ -128,7 +130,7 @@ class Writer:
             self.quantize(op, product, flat_codes)
             product = flat_codes
         onnx_ops.reshaped(self, product, shape, op.output)
-        self._annotate(op.output)
+        self.annotate(op.output)
 
     # Building blocks for the emitters ----------------------------------------------------------
 
@@ -187,7 +189,7 @@ class Writer:
             ]
             self.node("Clip", [out, *ends], name)
         if name == op.output:
-            self._annotate(name)
+            self.annotate(name)
 
     def _grid(self, name: str, grid: Affine, scale: NDArray[np.float32] | None = None) -> list[str]:
         kind = "scale" if scale is None else "scale_before_alpha"
@@ -202,9 +204,10 @@ class Writer:
         value = self.values.pop(result)
         value.name = name
         self.values[name] = value
-        self._annotate(name)
+        self.annotate(name)
 
-    def _annotate(self, name: str) -> None:
+    def annotate(self, name: str) -> None:
+        """Say what the value of this name is, as the program has it."""
         tensor = self.program.tensor(name)
         value = self.values[name]
         value.dtype, value.shape = (

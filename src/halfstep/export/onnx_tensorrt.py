@@ -99,4 +99,4 @@ class TensorRtWriter(Writer):
         """Quantize ``real`` on the output grid of ``op``, whose type alone bounds the codes."""
         grid = self.program.grid(op.output)
         self.node("QuantizeLinear", [real, *self._grid(op.output, grid)], name)
-        self._annotate(name)
+        self.annotate(name)

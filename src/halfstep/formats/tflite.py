@@ -29,7 +29,8 @@ _VERSIONS = {
     "HARD_SWISH": 1,
     "RESHAPE": 1,
     **dict.fromkeys(
-        ("CAST", "SQUARED_DIFFERENCE", "RSQRT", "SQRT", "EXP", "NEG", "DIV", "PRELU"), 1
+        ("ABS", "LOG", "CAST", "SQUARED_DIFFERENCE", "RSQRT", "SQRT", "EXP", "NEG", "DIV", "PRELU"),
+        1,
     ),
     **dict.fromkeys(("SUM", "RESIZE_BILINEAR", "SELECT_V2", "EQUAL"), 1),
     **dict.fromkeys(("LOGICAL_AND", "LOGICAL_NOT", "RELU", "RELU6"), 1),

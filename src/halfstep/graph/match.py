@@ -70,9 +70,17 @@ class Unit:
     def facts(self) -> OpFacts:
         """What a target's rule may look at."""
         shapes = tuple(shape_of(node) for node in self.inputs)
-        return OpFacts(
-            self.kind, self.attrs, shapes, tuple(n.op == "get_attr" for n in self.inputs)
-        )
+        constants = tuple(n.op == "get_attr" for n in self.inputs)
+        return OpFacts(self.kind, self.attrs, shapes, constants, self._terms())
+
+    def _terms(self) -> int:
+        if self.kind == "matmul":
+            return shape_of(self.inputs[0])[-1]
+        if self.weight is None:
+            return 0
+        first, second, *kernel = (*shape_of(self.weight), 1)
+        inputs = first // self.attrs["groups"] if self.kind == "conv_transpose" else second
+        return inputs * math.prod(kernel)
 
 
 @dataclass(frozen=True, eq=False)

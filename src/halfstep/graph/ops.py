@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from halfstep.graph import readers
+from halfstep.graph import activations, readers
 from halfstep.graph.readers import OpInfo, shape_of
 
 aten = torch.ops.aten
@@ -56,6 +56,15 @@ OPS: dict[Any, Callable[[Node], OpInfo]] = {
     aten.minimum.default: readers.plain("minimum", 2),
     aten.sigmoid.default: readers.plain("sigmoid"),
     aten.tanh.default: readers.plain("tanh"),
+    aten.abs.default: readers.plain("abs"),
+    aten.elu.default: readers.with_attributes(
+        "elu", alpha="alpha", scale="scale", input_scale="input_scale"
+    ),
+    aten.selu.default: activations.selu,
+    aten.celu.default: activations.celu,
+    aten.softplus.default: activations.softplus,
+    aten.mish.default: readers.plain("mish"),
+    aten.log_sigmoid.default: readers.plain("log_sigmoid"),
     aten.hardswish.default: readers.plain("hardswish"),
     aten.hardsigmoid.default: readers.plain("hardsigmoid"),
     aten.gelu.default: readers.with_attributes("gelu", approximate="approximate"),

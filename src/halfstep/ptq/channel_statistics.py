@@ -233,6 +233,11 @@ _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "gelu": F.gelu,
     "hardswish": F.hardswish,
     "hardsigmoid": F.hardsigmoid,
+    "abs": torch.abs,
+    "elu": torch.ops.aten.elu,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "log_sigmoid": F.logsigmoid,
 }
 _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("relu", "clamp"), _clip),

@@ -31,6 +31,7 @@ INTEGER_KERNELS = frozenset(
         "QLinearLeakyRelu",
         "QLinearSigmoid",
         "QLinearSoftmax",
+        "Gather",
         "ConvInteger",
         "MatMulInteger",
         "MatMulIntegerToFloat",

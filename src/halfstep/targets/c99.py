@@ -93,6 +93,11 @@ RULES = {
             "gelu",
             "hardswish",
             "hardsigmoid",
+            "abs",
+            "elu",
+            "softplus",
+            "mish",
+            "log_sigmoid",
         )
     },
     **{

@@ -23,6 +23,10 @@ _OF_A_SUM = (2.0**-10, 2.0**8)
 _OF_A_PRODUCT = (2.0**-16, 2.0**8)
 # It does not even open a file with more.
 _LARGEST_MULTIPLIER = 2.0**8
+# An int8 less its zero point, times an int8.
+_LARGEST_PRODUCT = 255 * 128
+# The zero point is added to an int32.
+_WRAPPING = 2.0**31 - 2**8
 
 
 def _sum_of_near_scales(facts: OpFacts, inputs: Sequence[float], output: float) -> str:
@@ -38,10 +42,22 @@ def _product_of_near_scales(facts: OpFacts, inputs: Sequence[float], output: flo
 
 
 def _small_multiplier(facts: OpFacts, operands: Sequence[float], output: float) -> str:
-    del facts
     ratio = _multiplier(operands, output)
     limits = (0.0, _LARGEST_MULTIPLIER)
-    return _refusal([ratio], limits, "the product of its scales of input and weight")
+    refusal = _refusal([ratio], limits, "the product of its scales of input and weight")
+    return refusal or _fits_an_int32(facts, operands, output)
+
+
+def _fits_an_int32(facts: OpFacts, operands: Sequence[float], output: float) -> str:
+    """It rounds to an int32, and wraps around where that is not the nearest number any more."""
+    factor = facts.attrs.get("alpha", 1.0)
+    largest = _multiplier(operands, output) * factor * facts.terms * _LARGEST_PRODUCT
+    if largest < _WRAPPING:
+        return ""
+    return (
+        f"its sums of {facts.terms} products may be {largest:.3g} steps of the output, and XNNPACK "
+        f"wraps around at {_WRAPPING:.3g}"
+    )
 
 
 def _multiplier(operands: Sequence[float], output: float) -> float:
@@ -81,7 +97,9 @@ TARGET = replace(
         "add": replace(_RULES["add"], formula="twenty_bits", refuses_scales=_sum_of_near_scales),
         "sub": replace(_RULES["sub"], formula="twenty_bits", refuses_scales=_sum_of_near_scales),
         "mul": replace(_RULES["mul"], formula="float", refuses_scales=_product_of_near_scales),
-        "matmul": replace(_RULES["matmul"], symmetric_formula="float"),
+        "matmul": replace(
+            _RULES["matmul"], symmetric_formula="float", refuses_scales=_fits_an_int32
+        ),
         "softmax": replace(_RULES["softmax"], formula="reciprocal", refuses=always),
         "leaky_relu": replace(_RULES["leaky_relu"], table=tables.leaky_relu_eight_bits),
     },

@@ -76,6 +76,7 @@ RULES = {
     "softmax": OpRule(_INTEGER, "table", output_calibrator="unit_interval"),
     "sigmoid": OpRule(_INTEGER),
     "leaky_relu": OpRule(_INTEGER),
+    **dict.fromkeys(("abs", "elu", "softplus", "mish", "log_sigmoid"), OpRule(_INTEGER)),
     **dict.fromkeys(("relu", "clamp", "tanh", "gelu", "hardswish", "hardsigmoid"), _BETWEEN),
     **{
         kind: OpRule(Execution.FLOAT, reason=_FLOAT_KERNEL)

@@ -25,6 +25,15 @@ def _hardsigmoid(xp: Any, x: Array) -> Array:
     return xp.clip(x / 6 + 0.5, 0, 1)
 
 
+def _softplus(xp: Any, x: Array, beta: float = 1.0) -> Array:
+    return (xp.clip(beta * x, 0.0, None) + xp.log1p(xp.exp(-xp.abs(beta * x)))) / beta
+
+
+def _elu(xp: Any, x: Array, alpha: float, scale: float, input_scale: float) -> Array:
+    below = alpha * (xp.exp(input_scale * xp.clip(x, None, 0.0)) - 1)
+    return scale * xp.where(x > 0, x, below)
+
+
 def _erf(setup: Setup) -> Step:
     return setup.backend.erf
 
@@ -165,6 +174,11 @@ KERNELS: dict[str, Kernel] = {
     "tanh": _named("tanh"),
     "silu": _unary(lambda xp, x: x * _sigmoid(xp, x)),
     "hardsigmoid": _unary(_hardsigmoid),
+    "abs": _named("abs"),
+    "elu": _unary(_elu),
+    "softplus": _unary(_softplus),
+    "mish": _unary(lambda xp, x: x * xp.tanh(_softplus(xp, x))),
+    "log_sigmoid": _unary(lambda xp, x: -_softplus(xp, -x)),
     "hardswish": _unary(lambda xp, x: x * _hardsigmoid(xp, x)),
     "gelu": _gelu,
     "softmax": lambda setup: lambda x: float_softmax(setup.xp, x, setup.attrs["axis"]),
