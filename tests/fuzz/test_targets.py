@@ -45,7 +45,10 @@ ALWAYS = (
     Network(((4,),), (LINEAR, Step("expand", (1,), {"times": 3}))),
     *(
         Network(((5,),), (Step("activation", (0,), {"function": function}),))
-        for function in ("tanh", "hardsigmoid", "hardswish", "sigmoid", "gelu", "leaky_relu")
+        for function in (
+            *("tanh", "hardsigmoid", "hardswish", "sigmoid", "gelu", "leaky_relu"),
+            *("abs", "elu", "softplus", "mish", "log_sigmoid"),
+        )
     ),
 )
 PARTS = range(5)
