@@ -17,6 +17,7 @@ from halfstep.errors import DataError, HalfstepError, UnknownNameError
 from halfstep.images import ArrayBatches, FolderBatches, Preprocessing
 from halfstep.sources import load_data, load_model, samples_of
 
+INF = float("inf")
 HALF = Preprocessing(mean=(0.5,), std=(0.25,), batch_size=4)
 PLAIN = Preprocessing(batch_size=4)
 RNG = np.random.default_rng(0)
@@ -207,9 +208,12 @@ def test_a_truncated_file_of_arrays(tmp_path: Path) -> None:
         load_data(str(path), HALF)
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"size": 0}, {"std": (1.0, 0.0)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 0}, {"size": 0}, {"std": (1.0, 0.0)}, {"std": (INF,)}, {"mean": (INF,)}],
+)
 def test_impossible_preprocessing(changes: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"1 or more|a std is positive"):
+    with pytest.raises(DataError, match=r"1 or more|a std is positive|a mean is finite"):
         Preprocessing(**changes)
 
 

@@ -40,8 +40,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.size is not None and self.size < 1):
             raise DataError(f"sizes are 1 or more, found {self.size} and {self.batch_size}")
-        if self.std is not None and min(self.std) <= 0:
-            raise DataError(f"a std is positive, found {self.std}")
+        if self.std is not None and not 0 < min(self.std) <= max(self.std) < math.inf:
+            raise DataError(f"a std is positive and finite, found {self.std}")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise DataError(f"a mean is finite, found {self.mean}")
 
     def normalize(self, images: NDArray[np.uint8], where: Path) -> NDArray[np.float32]:
         """Inputs for uint8 images (N, C, H, W)."""

@@ -133,6 +133,12 @@ CASES: dict[str, Case] = {
         (aten.masked_fill.Scalar,),
         (aten.where.self,),
     ),
+    "chosen numbers": (
+        lambda x: torch.where(x > 0.5, 2.0, x) + torch.where(x > 0, x, 0.5),
+        IMAGE,
+        (aten.where.ScalarSelf, aten.where.ScalarOther),
+        (aten.where.self,),
+    ),
     "mean over space": (
         lambda x: x.mean((2, 3)),
         IMAGE,
@@ -313,6 +319,8 @@ def test_rewrites(case):
         (lambda x: x**-1.0, "aten::pow"),
         (lambda x: torch.baddbmm(x[:, 0], x[:, 0], x[:, 0], beta=2), "aten::baddbmm"),
         (lambda x: x.amax(1), "aten::amax"),
+        (lambda x: functional.glu(x, 0), "aten::glu"),
+        (lambda x: x[:, []], "aten::index"),
     ],
 )
 def test_what_would_be_another_thing_is_left_and_refused_by_name(function, kind):
@@ -431,3 +439,83 @@ def test_alpha_is_refused():
     text = r"write the factor alpha=2 as a multiplication$"
     with pytest.raises(CaptureError, match=text):
         hs.capture(Call(lambda x: torch.add(x, x, alpha=2)), normal(2, 3))
+
+
+def relu_of_a_part(x: Tensor) -> Tensor:
+    y = x + 1.0
+    y[:, :2].relu_()
+    return y
+
+
+def written_through_a_view(x: Tensor) -> Tensor:
+    y = x * 2.0
+    y.view(-1).clamp_(max=0.5)
+    return y + 1.0
+
+
+def written_behind_a_view(x: Tensor) -> Tensor:
+    y = x * 2.0
+    part = y[:, 1:]
+    y.add_(1.0)
+    return part * 3.0
+
+
+@pytest.mark.parametrize("function", [relu_of_a_part, written_through_a_view])
+def test_writing_into_a_part_of_what_is_read_again_is_refused(function):
+    """Readers of the whole saw the old numbers, where the example did not show it."""
+    with pytest.raises(CaptureError, match=r"it writes into a part or a view of .*in place: join"):
+        hs.capture(Call(function), normal(2, 4))
+
+
+def test_a_part_that_nobody_else_reads_may_be_written_into():
+    assert_rewritten(Call(lambda x: (x + 1.0)[:, :2].relu_()), (4,), (aten.relu_.default,))
+
+
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "integers times a fraction": lambda m: 1 - (1 - m) * 0.5,
+    "integers by a number": lambda m: m / 2,
+    "integers by integers": lambda m: m / (m + 1),
+    "subtracted from a fraction": lambda m: 1.5 - m,
+    "a fraction added": lambda m: m + 0.5,
+    "truth values times a fraction": lambda m: ~(m == 1) * -1e9,
+    "truth values times truth values": lambda m: ((m == 1) * (m == 1)).float(),
+    "compared with a fraction": lambda m: (m == 0.5).float(),
+    "subtracted truth values": lambda m: 2.0 - (m == 0) * 1e4,
+}
+
+
+@pytest.mark.parametrize("function", MIXED.values(), ids=MIXED)
+def test_types_are_promoted_as_in_torch(function):
+    """Numbers took the type of the value beside them, which cut off their fractions."""
+    ones, mixed = torch.ones(2, 5, dtype=torch.int64), torch.arange(10).view(2, 5) % 3
+    graph = hs.capture(Call(function), ones)
+    assert torch.equal(graph.module(mixed)[0], function(mixed))
+    program = hs.lower(hs.prepare(graph, hs.make_plan(graph).keep_float("*")))
+    (found,) = hs.Engine(program).run([mixed.numpy()]).outputs
+    assert (found == function(mixed).numpy()).all()
+
+
+class Table(nn.Module):
+    """Scores with a bias for each relative position, looked up in a trained table (Swin)."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.table = nn.Parameter(normal(49, 1))
+        index = torch.arange(256) * 7 % 49
+        self.register_buffer("index", index if flat else index.view(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[self.index].view(16, 16)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_rows_of_a_trained_table_are_an_embedding(flat):
+    assert_rewritten(Table(flat), (16, 16), (aten.index.Tensor,), (aten.embedding.default,))
+
+
+def test_a_group_norm_may_have_a_computed_weight():
+    assert_rewritten(
+        Call(lambda m, x: functional.group_norm(x, 2, m.weight + 1, m.bias), nn.GroupNorm(2, 4)),
+        IMAGE,
+        (aten.group_norm.default,),
+    )

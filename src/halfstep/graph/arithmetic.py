@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from halfstep.core.execution import BATCH
 from halfstep.graph.readers import arguments, shape_of
 from halfstep.graph.rewriting import insert_call, replace
 
@@ -46,6 +47,8 @@ def _gated(node: fx.Node, a: Arguments) -> fx.Node | None:
     """One half of the values times the sigmoid of the other."""
     x, sizes = a["self"], shape_of(a["self"])
     axis = a["dim"] % len(sizes)
+    if sizes[axis] == BATCH:
+        return None
     half = sizes[axis] // 2
     first, second = (
         insert_call(node, aten.slice.Tensor, (x, axis, start, start + half)) for start in (0, half)

@@ -15,7 +15,9 @@ from torch import fx
 
 from halfstep.errors import CaptureError
 from halfstep.graph.arithmetic import arithmetic
+from halfstep.graph.choices import choices
 from halfstep.graph.composites import products, special_pools, split_attention
+from halfstep.graph.eager import written_at
 from halfstep.graph.group_norms import group_norms
 from halfstep.graph.readers import LARGEST_INDEX, arguments, shape_of
 from halfstep.graph.rearrangements import rearrangements
@@ -31,12 +33,29 @@ _NOTHING = (
     aten.alias.default,
     aten.lift_fresh_copy.default,
 )
+# What shares the memory of its first argument.
+_VIEWS = frozenset(
+    {
+        *(aten.slice.Tensor, aten.select.int, aten.view.default, aten.reshape.default),
+        *(
+            aten.flatten.using_ints,
+            aten.unflatten.int,
+            aten.unsqueeze.default,
+            aten.squeeze.default,
+        ),
+        *(aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.transpose.int),
+        *(aten.t.default, aten.expand.default, aten.expand_as.default, aten.chunk.default),
+        *(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int, aten.alias.default),
+        *(aten.detach.default, aten.view_as.default, aten.narrow.default, operator.getitem),
+    }
+)
 _NOTHING_AT_THE_SAME_SHAPE = (
     aten.expand.default,
     aten.reshape.default,
     aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default,
 )
+_DIVISIONS = (aten.div.Tensor, aten.div.Scalar)
 _WITH_SCALAR = {
     aten.add.Tensor: aten.add.Tensor,
     aten.add.Scalar: aten.add.Tensor,
@@ -62,7 +81,7 @@ def canonicalize(module: fx.GraphModule) -> None:
         rearrangements,
         arithmetic,
         group_norms,
-        _masks,
+        choices,
         _scalars,
         _norms,
         _means,
@@ -87,7 +106,26 @@ def _functional(node: fx.Node) -> None:
     node.target = getattr(packet, node.target._overloadname)  # type: ignore[union-attr]
     order = {n: i for i, n in enumerate(node.graph.nodes)}
     assert isinstance(target, fx.Node)
+    _refuse_shared(node, target, order)
     target.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])
+
+
+def _refuse_shared(node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Whoever reads the value that ``target`` is a part or a view of would read the old numbers."""
+    base = target
+    while base.target in _VIEWS and isinstance(base.args[0], fx.Node):
+        base = base.args[0]
+    views = [base]
+    for view in views:
+        views += [user for user in view.users if user.target in _VIEWS]
+    read = {user for view in views if view is not target for user in view.users}
+    later = [user for user in read if order[user] > order[node] and user not in views]
+    if base is not target and later:
+        raise CaptureError(
+            f"{node.name}{written_at(node)}: it writes into a part or a view of {base.name}, which "
+            f"{later[0].name} reads behind it. Write it without changing values in place: join the "
+            "parts with torch.cat, or choose with torch.where"
+        )
 
 
 def _drop_nothing(node: fx.Node) -> None:
@@ -121,6 +159,8 @@ def _slices(node: fx.Node) -> None:
     """Parts of a split, and single indices, as slices (and a reshape where an axis goes)."""
     if node.target == aten.select.int:
         a = arguments(node)
+        if not isinstance(a["index"], int):
+            return
         replace(node, _pick(node, a["self"], a["dim"], a["index"]))
     elif node.target == operator.getitem and getattr(node.args[0], "target", None) in _SPLITS:
         source, index = node.args
@@ -143,23 +183,14 @@ def _pick(node: fx.Node, x: fx.Node, dim: int, index: int) -> fx.Node:
     return insert_call(node, aten.squeeze.dim, (part, axis))
 
 
-def _masks(node: fx.Node) -> None:
-    """``masked_fill(x, m, v)`` as ``where(m, v, x)``."""
-    if node.target == aten.masked_fill.Scalar:
-        x, mask, value = node.args
-        filled = constant(node, float(value), x)  # type: ignore[arg-type]
-        replace(node, insert_call(node, aten.where.self, (mask, filled, x)))
-    elif node.target == aten.ne.Scalar:
-        equal = insert_call(node, aten.eq.Scalar, node.args)
-        replace(node, insert_call(node, aten.logical_not.default, (equal,)))
-
-
 def _scalars(node: fx.Node) -> None:
     """Scalars become constants, except a scale behind a product, which the product absorbs."""
     target: Any = _WITH_SCALAR.get(node.target)  # type: ignore[call-overload]
     if target is None or len(node.args) < 2:
         return
     left, right, *rest = node.args
+    if any(isinstance(x, fx.Node) and not _is_tensor(x) for x in (left, right)):
+        return
     alpha = rest[0] if rest else node.kwargs.get("alpha", 1)
     if alpha != 1:
         raise CaptureError(f"{node.name}: write the factor alpha={alpha} as a multiplication")
@@ -167,16 +198,36 @@ def _scalars(node: fx.Node) -> None:
         target, right = aten.mul.Tensor, 1 / right
     if target == aten.sub.Tensor and isinstance(right, int | float):
         target, right = aten.add.Tensor, -right
-    if isinstance(left, int | float):
-        left = constant(node, left, right)
-    if isinstance(right, int | float):
-        value = right
-        right = constant(node, right, left)
-        right.meta["scalar"] = float(value)
+    dtype = _common_type(node, left, right)
+    left, right = (_of_type(node, operand, dtype) for operand in (left, right))
     if (left, right) != tuple(node.args[:2]):
-        new = insert_call(node, target, (left, right))
+        both = dtype == torch.bool and target == aten.mul.Tensor
+        new = insert_call(node, aten.logical_and.default if both else target, (left, right))
         new.meta |= {k: v for k, v in node.meta.items() if k == "mask"}
         replace(node, new)
+
+
+def _common_type(node: fx.Node, *operands: Any) -> torch.dtype:
+    """What torch computes in: a bool times 0.5 is a float32."""
+    values = [x.meta["val"] if isinstance(x, fx.Node) else x for x in operands]
+    found = torch.result_type(*values)
+    return torch.float32 if node.target in _DIVISIONS and not found.is_floating_point else found
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _of_type(node: fx.Node, operand: Any, dtype: torch.dtype) -> fx.Node:
+    """An operand of the type; a number as a constant."""
+    if isinstance(operand, int | float):
+        found = constant(node, operand, dtype)
+        found.meta["scalar"] = float(operand)
+        return found
+    assert isinstance(operand, fx.Node)
+    if operand.meta["val"].dtype == dtype:
+        return operand
+    return insert_call(node, aten.to.dtype, (operand, dtype))
 
 
 def _norms(node: fx.Node) -> None:

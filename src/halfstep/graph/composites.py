@@ -145,4 +145,6 @@ def products(node: fx.Node) -> None:
         replace(node, insert_call(node, aten.mul.Tensor, (node.args[0], gate)))
     elif node.target == aten.rsub.Scalar:
         x, left, *rest = node.args
-        replace(node, insert_call(node, aten.sub.Tensor, (constant(node, left, x), x, *rest)))  # type: ignore[arg-type]
+        assert isinstance(x, fx.Node) and isinstance(left, int | float)
+        number = constant(node, left, torch.result_type(x.meta["val"], left))
+        replace(node, insert_call(node, aten.sub.Tensor, (number, x, *rest)))

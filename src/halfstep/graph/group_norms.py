@@ -37,6 +37,8 @@ def _normalized(node: fx.Node, groups: int) -> fx.Node:
 
 def _for_each_channel(node: fx.Node, source: fx.Node, name: str, axes: int) -> fx.Node:
     """The parameter as a constant of the shape that a product with images takes."""
+    if source.op != "get_attr":
+        return insert_call(node, aten.reshape.default, (source, [-1, *[1] * axes]))
     module = node.graph.owning_module
     assert module is not None, "a node of a GraphModule"
     value: Tensor = value_of(module, source).detach()

@@ -92,7 +92,18 @@ def _index(node: fx.Node, a: Arguments) -> fx.Node | None:
     """By one list of constant places along one axis."""
     given = [(axis, index) for axis, index in enumerate(a["indices"]) if index is not None]
     ((axis, index), *others) = given
-    return None if others else _selected(node, a["self"], axis, index)
+    if others:
+        return None
+    table = a["self"]
+    if axis == 0 and (table.op, index.op) == ("get_attr", "get_attr") and _is_table(table, index):
+        return insert_call(node, aten.embedding.default, (table, index))
+    return _selected(node, table, axis, index)
+
+
+def _is_table(table: fx.Node, index: fx.Node) -> bool:
+    """Whether rows of weights are chosen, such as the biases of relative positions."""
+    whole = not index.meta["val"].is_floating_point() and index.meta["val"].dtype != torch.bool
+    return whole and len(shape_of(table)) == 2 and table.meta["val"].is_floating_point()
 
 
 def _index_select(node: fx.Node, a: Arguments) -> fx.Node | None:
@@ -109,7 +120,7 @@ def _selected(node: fx.Node, x: fx.Node, axis: int, index: fx.Node) -> fx.Node |
     if chosen.dtype == torch.bool:
         chosen = chosen.nonzero().flatten()
     places = [place % size for place in chosen.tolist()]
-    return _picked(node, x, axis, places) if len(_runs(places)) <= _MOST_PARTS else None
+    return _picked(node, x, axis, places) if 0 < len(_runs(places)) <= _MOST_PARTS else None
 
 
 def _picked(node: fx.Node, x: fx.Node, axis: int, places: Sequence[int]) -> fx.Node:

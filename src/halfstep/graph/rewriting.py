@@ -35,8 +35,8 @@ def replace(node: fx.Node, by: fx.Node) -> None:
 
 
 def constant(before: fx.Node, value: float, like: Any) -> fx.Node:
-    """A constant of one element, of the dtype of ``like``, as a buffer of the graph."""
-    dtype = like.meta["val"].dtype if isinstance(like, fx.Node) else torch.float32
+    """A constant of one element, of this dtype or that of a node, as a buffer of the graph."""
+    dtype = like.meta["val"].dtype if isinstance(like, fx.Node) else like
     return buffer(before, "constant", torch.tensor([value], dtype=dtype))
 
 
