@@ -467,6 +467,16 @@ def test_writing_into_a_part_of_what_is_read_again_is_refused(function):
         hs.capture(Call(function), normal(2, 4))
 
 
+def one_of_two_parts(x: Tensor) -> Tensor:
+    first, second = (x + 1.0).chunk(2, 1)
+    first.relu_()
+    return torch.cat([second * 2.0, first], 1)
+
+
+def test_one_of_two_parts_may_be_written_into():
+    assert_rewritten(Call(one_of_two_parts), (4,), (aten.relu_.default, *SPLITS))
+
+
 def test_a_part_that_nobody_else_reads_may_be_written_into():
     assert_rewritten(Call(lambda x: (x + 1.0)[:, :2].relu_()), (4,), (aten.relu_.default,))
 

@@ -112,12 +112,19 @@ def _functional(node: fx.Node) -> None:
 
 def _refuse_shared(node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> None:
     """Whoever reads the value that ``target`` is a part or a view of would read the old numbers."""
-    base = target
-    while base.target in _VIEWS and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
+    chain = [target]
+    while chain[-1].target in _VIEWS and isinstance(chain[-1].args[0], fx.Node):
+        chain.append(chain[-1].args[0])
+    base = chain[-1]
+    # Other parts of the split that the target is a part of share nothing with it.
+    splits = {part.args[0] for part in chain if part.target == operator.getitem}
     views = [base]
     for view in views:
-        views += [user for user in view.users if user.target in _VIEWS]
+        views += [
+            user
+            for user in view.users
+            if user.target in _VIEWS and (view not in splits or user in chain)
+        ]
     read = {user for view in views if view is not target for user in view.users}
     later = [user for user in read if order[user] > order[node] and user not in views]
     if base is not target and later:
