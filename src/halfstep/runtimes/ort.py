@@ -31,7 +31,6 @@ INTEGER_KERNELS = frozenset(
         "QLinearLeakyRelu",
         "QLinearSigmoid",
         "QLinearSoftmax",
-        "Gather",
         "ConvInteger",
         "MatMulInteger",
         "MatMulIntegerToFloat",
