@@ -1,26 +1,19 @@
 """Powers, gates, one-sided bounds, sums of products and maxima over space, by plain operations."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import fx
 
 from halfstep.core.execution import BATCH
-from halfstep.graph.readers import arguments, shape_of
-from halfstep.graph.rewriting import insert_call, replace
+from halfstep.graph.readers import shape_of
+from halfstep.graph.rewriting import Arguments, Rewrites, insert_call, rewrite_by
 
 aten = torch.ops.aten
 _LARGEST_POWER = 4
-Arguments = dict[str, Any]
 
 
 def arithmetic(node: fx.Node) -> None:
     """Rewrite ``node`` if it is plain arithmetic by another name."""
-    rewrite = _REWRITES.get(node.target)
-    by = None if rewrite is None else rewrite(node, arguments(node))
-    if by is not None:
-        replace(node, by)
+    rewrite_by(_REWRITES, node)
 
 
 def _square(node: fx.Node, a: Arguments) -> fx.Node | None:
@@ -75,7 +68,7 @@ def _largest_over_space(node: fx.Node, a: Arguments) -> fx.Node | None:
     return found if a["keepdim"] else insert_call(node, aten.flatten.using_ints, (found, 1))
 
 
-_REWRITES: dict[Any, Callable[[fx.Node, Arguments], fx.Node | None]] = {
+_REWRITES: Rewrites = {
     aten.square.default: _square,
     aten.pow.Tensor_Scalar: _power,
     aten.clamp_min.default: _bounded,

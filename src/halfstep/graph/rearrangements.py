@@ -4,7 +4,7 @@ None computes anything, so all of them move codes on every target. What would ta
 ``_MOST_PARTS`` slices, such as a flip of a long axis, is left as it is, and refused by its name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +12,16 @@ from torch import fx
 
 from halfstep.core.execution import BATCH
 from halfstep.graph.batchnorm import value_of
-from halfstep.graph.readers import arguments, shape_of
-from halfstep.graph.rewriting import insert_call, replace
+from halfstep.graph.readers import shape_of
+from halfstep.graph.rewriting import Arguments, Rewrites, insert_call, rewrite_by
 
 aten = torch.ops.aten
 _MOST_PARTS = 64
-Arguments = dict[str, Any]
 
 
 def rearrangements(node: fx.Node) -> None:
     """Rewrite ``node`` if it moves values in a way of its own."""
-    rewrite = _REWRITES.get(node.target)
-    by = None if rewrite is None else rewrite(node, arguments(node))
-    if by is not None:
-        replace(node, by)
+    rewrite_by(_REWRITES, node)
 
 
 def _reshaped(node: fx.Node, x: fx.Node, sizes: Sequence[int]) -> fx.Node:
@@ -181,7 +177,7 @@ def _expand_as(node: fx.Node, a: Arguments) -> fx.Node | None:
     return insert_call(node, aten.expand.default, (x, sizes))
 
 
-_REWRITES: dict[Any, Callable[[fx.Node, Arguments], fx.Node | None]] = {
+_REWRITES: Rewrites = {
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.pixel_unshuffle.default: _pixel_unshuffle,
     aten.channel_shuffle.default: _channel_shuffle,

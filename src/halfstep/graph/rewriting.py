@@ -1,11 +1,17 @@
 """What every rewrite of a captured graph is made of."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from halfstep.graph.readers import arguments
+
+Arguments = dict[str, Any]
+# By operator: what takes a node's place, made of the node and its arguments; ``None`` leaves it.
+Rewrites = Mapping[Any, Callable[[fx.Node, Arguments], fx.Node | None]]
 
 
 def insert_call(
@@ -26,6 +32,14 @@ def insert_call(
     with mode:
         node.meta["val"] = target(*values) if sizes is None else values[0].new_empty(sizes)
     return node
+
+
+def rewrite_by(table: Rewrites, node: fx.Node) -> None:
+    """Rewrite ``node`` by the row of its operator, if there is one and it gives a value."""
+    rewrite = table.get(node.target)
+    by = None if rewrite is None else rewrite(node, arguments(node))
+    if by is not None:
+        replace(node, by)
 
 
 def replace(node: fx.Node, by: fx.Node) -> None:
