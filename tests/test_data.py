@@ -48,6 +48,8 @@ def many(*inputs: Tensor) -> Tensor:
         ((X, Y, CLASSES), two, (X, Y)),
         ((X, CLASSES), perhaps, (X,)),
         ((X, Y, CLASSES), many, (X, Y)),
+        ((X, Y), many, (X, Y)),
+        ((X, ["a", "b", "c", "d"]), many, (X,)),
         ({"x": X, "labels": CLASSES}, one, {"x": X}),
         ({"y": Y, "x": X, "id": 3}, perhaps, {"x": X, "y": Y}),
     ],

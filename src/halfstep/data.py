@@ -76,7 +76,9 @@ def example_of(
     parameters = signature.parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
-    with_labels = len(values) > 1 and len(values) != len(required)
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    seems_so = _are_class_indices(values[-1]) if any_number else len(values) != len(required)
+    with_labels = len(values) > 1 and seems_so
     values = values[:-1] if with_labels else values
     try:
         names = list(signature.bind(*values).arguments)
@@ -89,6 +91,12 @@ def example_of(
     names += [str(place) for place in range(len(names), len(values))]  # of a forward(*inputs)
     pairs = zip(names, values, strict=False)
     return tuple(_converted(value, f"{name}:in: batch 0", convert) for name, value in pairs)
+
+
+def _are_class_indices(value: Any) -> bool:
+    """Whether a value that ``forward(*inputs)`` may take as well is one integer a sample."""
+    is_float = "float" in str(getattr(value, "dtype", "int"))
+    return bool(getattr(value, "ndim", 1) == 1 and not is_float)
 
 
 def _named_example(

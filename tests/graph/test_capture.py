@@ -221,3 +221,23 @@ def test_outputs_that_are_no_numbers_are_not_blamed_on_the_capture():
     text = r"^output 0: the model itself gives 64 of 64 values that are NaN or infinity, of weights"
     with pytest.raises(CaptureError, match=text):
         hs.capture(model, normal(2, 3, 4, 4))
+
+
+class AnyNumber(nn.Module):
+    """As many inputs as there are, after one that has a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return self.linear(x + sum(others))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_model_may_take_any_number_of_inputs(count):
+    model = seeded(AnyNumber())
+    graph = hs.capture(model, tuple(normal(2, 3, seed=seed) for seed in range(count)))
+    inputs = [normal(5, 3, seed=9 + seed) for seed in range(count)]
+    assert graph.inputs == ("x", "others_0", "others_1")[:count]
+    assert torch.equal(graph.module(*inputs)[0], model(*inputs))

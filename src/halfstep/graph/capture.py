@@ -152,7 +152,7 @@ def _export(
 ) -> tuple[fx.GraphModule, TreeSpec]:
     batch = {0: torch.export.Dim.DYNAMIC}
     args, kwargs = ((), inputs) if by_name else (tuple(inputs.values()), {})
-    shapes: Any = dict.fromkeys(kwargs, batch) if by_name else tuple(batch for _ in args)
+    shapes: Any = dict.fromkeys(kwargs, batch) if by_name else _as_given(model, batch, len(args))
     try:
         with _quietly():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
@@ -163,6 +163,15 @@ def _export(
     graph = fx.Graph()
     graph.output(graph.graph_copy(exported.graph, {}))  # without the export's own calling code
     return fx.GraphModule(exported, graph), program.call_spec.out_spec
+
+
+def _as_given(model: nn.Module, batch: Any, count: int) -> tuple[Any, ...]:
+    """``batch`` for each positional input; those of ``*inputs`` are a tuple of their own."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    if len(named) == len(parameters) or count <= len(named):
+        return (batch,) * count
+    return (*(batch,) * len(named), (batch,) * (count - len(named)))
 
 
 @contextmanager
