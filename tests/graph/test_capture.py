@@ -241,3 +241,25 @@ def test_a_model_may_take_any_number_of_inputs(count):
     inputs = [normal(5, 3, seed=9 + seed) for seed in range(count)]
     assert graph.inputs == ("x", "others_0", "others_1")[:count]
     assert torch.equal(graph.module(*inputs)[0], model(*inputs))
+
+
+def without_clamps(module: torch.fx.GraphModule) -> None:
+    """A rewrite that forgets every bound."""
+    for node in module.graph.nodes:
+        if node.target == torch.ops.aten.clamp.default:
+            node.replace_all_uses_with(node.args[0])
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def test_what_the_example_does_not_show_is_seen_on_other_values(monkeypatch):
+    model, x = Call(lambda x: x.clamp(min=-9.0)), normal(2, 3, 8) + 4.0
+    assert hs.capture(model, x)
+    monkeypatch.setattr("halfstep.graph.capture.canonicalize", without_clamps)
+    with pytest.raises(CaptureError, match=r"^output 0: .* not on its values times -3: \d+%"):
+        hs.capture(model, x)
+
+
+@pytest.mark.parametrize("function", [torch.sqrt, lambda x: 1 / (x + 3 * x.abs().detach() - 2 * x)])
+def test_where_other_values_give_no_numbers_nothing_is_said(function):
+    hs.capture(Call(function), normal(2, 3).abs() + 1.0)

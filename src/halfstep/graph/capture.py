@@ -19,6 +19,7 @@ from halfstep.graph.batchnorm import fold_batchnorm
 from halfstep.graph.canonical import canonicalize
 from halfstep.graph.constants import fold_constants
 from halfstep.graph.eager import first_line, is_users, original, run_eagerly, users_line
+from halfstep.graph.elsewhere import compare_elsewhere
 from halfstep.graph.masks import mark_masks
 from halfstep.graph.named_tensors import check_finite, check_float32, check_mode, check_names
 from halfstep.graph.parameters import fold_computed_weights, separate_roles
@@ -98,6 +99,7 @@ def capture(model: nn.Module, example_inputs: Example, *, only: str | None = Non
             separate_roles(module)
             mark_masks(module)
             _compare(module, example, expected, tolerance=_TOLERANCE)
+            compare_elsewhere(module, model, inputs, by_name)
     finally:
         model.train(was_training)
         torch.backends.mha.set_fastpath_enabled(was_fused)
