@@ -32,17 +32,13 @@ class _Steps:
         self.writer.file.operator(kind, [x], out, options)
         return out
 
-    def binary(self, kind: str, x: int, y: int | float) -> int:
+    def binary(self, kind: str, x: int, y: int | float, last: bool = False) -> int:
         """Of two values, or a value and a number."""
         other = y if isinstance(y, int) else self.writer.constant(np.asarray([y], np.float32))
-        out = self.made()
+        out = self.writer.begin(self.op) if last else self.made()
         options = {"MINIMUM": "MaximumMinimumOptions"}.get(kind, f"{kind.title()}Options")
         self.writer.file.operator(kind, [x, other], out, options)
         return out
-
-    def end(self, kind: str, x: int, y: int | float, options: str) -> None:
-        other = y if isinstance(y, int) else self.writer.constant(np.asarray([y], np.float32))
-        self.writer.file.operator(kind, [x, other], self.writer.begin(self.op), options)
 
     def softplus(self, x: int) -> int:
         """``max(x, 0) + log(1 + exp(-|x|))``, which never overflows."""
@@ -63,25 +59,25 @@ def _elu(writer: "Writer", op: Op) -> None:
     below = steps.unary("EXP", steps.binary("MUL", below, float(input_scale)), "ExpOptions")
     below = steps.binary("MUL", steps.binary("ADD", below, -1.0), float(alpha * scale))
     above = steps.binary("MUL", steps.unary("RELU", steps.source), float(scale))
-    steps.end("ADD", above, below, "AddOptions")
+    steps.binary("ADD", above, below, last=True)
 
 
 def _softplus(writer: "Writer", op: Op) -> None:
     steps, beta = _Steps(writer, op), float(op.attrs["beta"])
     plus = steps.softplus(steps.binary("MUL", steps.source, beta))
-    steps.end("MUL", plus, 1 / beta, "MulOptions")
+    steps.binary("MUL", plus, 1 / beta, last=True)
 
 
 def _mish(writer: "Writer", op: Op) -> None:
     steps = _Steps(writer, op)
     gate = steps.unary("TANH", steps.softplus(steps.source))
-    steps.end("MUL", steps.source, gate, "MulOptions")
+    steps.binary("MUL", steps.source, gate, last=True)
 
 
 def _log_sigmoid(writer: "Writer", op: Op) -> None:
     steps = _Steps(writer, op)
     plus = steps.softplus(steps.unary("NEG", steps.source, "NegOptions"))
-    steps.end("MUL", plus, -1.0, "MulOptions")
+    steps.binary("MUL", plus, -1.0, last=True)
 
 
 FLOAT_FUNCTIONS: dict[str, Callable[["Writer", Op], None]] = {

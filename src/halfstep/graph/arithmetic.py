@@ -1,4 +1,7 @@
-"""Powers, gates, one-sided bounds, sums of products and maxima over space, by plain operations."""
+"""Powers, gates, one-sided bounds, sums of products, maxima over space and inequality.
+
+Each by plain operations.
+"""
 
 import torch
 from torch import fx
@@ -68,7 +71,13 @@ def _largest_over_space(node: fx.Node, a: Arguments) -> fx.Node | None:
     return found if a["keepdim"] else insert_call(node, aten.flatten.using_ints, (found, 1))
 
 
+def _different(node: fx.Node, a: Arguments) -> fx.Node | None:
+    equal = insert_call(node, aten.eq.Scalar, (a["self"], a["other"]))
+    return insert_call(node, aten.logical_not.default, (equal,))
+
+
 _REWRITES: Rewrites = {
+    aten.ne.Scalar: _different,
     aten.square.default: _square,
     aten.pow.Tensor_Scalar: _power,
     aten.clamp_min.default: _bounded,

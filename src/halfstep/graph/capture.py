@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import TreeSpec
 
 from halfstep.data import key_of
 from halfstep.errors import CaptureError, DataError, unknown_name
 from halfstep.graph.batchnorm import fold_batchnorm
 from halfstep.graph.canonical import canonicalize
 from halfstep.graph.constants import fold_constants
-from halfstep.graph.eager import first_line, is_users, original, run_eagerly, users_line
+from halfstep.graph.eager import first_line, is_users, original, run_eagerly, tensors_in, users_line
 from halfstep.graph.elsewhere import compare_elsewhere
 from halfstep.graph.masks import mark_masks
 from halfstep.graph.named_tensors import check_finite, check_float32, check_mode, check_names
@@ -228,8 +228,8 @@ def _refusal(model: nn.Module, error: Exception) -> str:
 def _compare(
     module: fx.GraphModule, example: tuple[Tensor, ...], expected: Any, tolerance: float
 ) -> None:
-    found = _tensors(module(*example))
-    wanted = _tensors(expected)
+    found = tensors_in(module(*example))
+    wanted = tensors_in(expected)
     if len(found) != len(wanted):
         raise CaptureError(f"the model gives {len(wanted)} tensors, its graph {len(found)}")
     for index, (f, w) in enumerate(zip(found, wanted, strict=True)):
@@ -247,9 +247,3 @@ def _compare(
                 f"output {index}: the captured graph differs from the model by {distance:.3g} "
                 f"(allowed {bound:.3g}) on the example; is the model random in eval mode?"
             )
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    """The tensors of a model's output, in the order in which export flattens them."""
-    flat, _ = tree_flatten(outputs)
-    return [value for value in flat if isinstance(value, Tensor)]

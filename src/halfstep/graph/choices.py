@@ -26,9 +26,6 @@ def choices(node: fx.Node) -> None:
         _choose(node, mask, value, x)
     elif node.target in _WHERES:
         _choose(node, *node.args)
-    elif node.target == aten.ne.Scalar:
-        equal = insert_call(node, aten.eq.Scalar, node.args)
-        replace(node, insert_call(node, aten.logical_not.default, (equal,)))
 
 
 def _choose(node: fx.Node, condition: Any, first: Any, second: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten
 
 from halfstep.errors import CaptureError, DataError
 
@@ -55,7 +56,7 @@ def run_eagerly(
     """
     probe = copy.deepcopy(model)
     try:
-        return _outputs(probe, inputs, by_name)
+        return outputs_of(probe, inputs, by_name)
     except Exception as error:  # whatever the model's own code raises
         words = _failure(probe, error)
         if _runs(copy.deepcopy(model), given, by_name):
@@ -71,14 +72,15 @@ def run_eagerly(
         ) from error
 
 
-def _outputs(model: nn.Module, inputs: Mapping[str, Tensor], by_name: bool) -> Any:
+def outputs_of(model: nn.Module, inputs: Mapping[str, Tensor], by_name: bool) -> Any:
+    """What ``model`` gives, by the plain call."""
     with torch.no_grad():
         return model(**inputs) if by_name else model(*inputs.values())
 
 
 def _runs(model: nn.Module, inputs: Mapping[str, Tensor], by_name: bool) -> bool:
     try:
-        _outputs(model, inputs, by_name)
+        outputs_of(model, inputs, by_name)
     except Exception:  # whatever the model's own code raises
         return False
     return True
@@ -133,3 +135,9 @@ def _failed_module(model: nn.Module, error: BaseException) -> str:
     text = type(running[-1]).__name__ if "\n" in text else text
     name = names[running[-1]]
     return f"{name} = {text}" if name else text
+
+
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """The tensors of a model's output, in the order in which export flattens them."""
+    flat, _ = tree_flatten(outputs)
+    return [value for value in flat if isinstance(value, Tensor)]

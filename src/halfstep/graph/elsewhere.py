@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 
 from halfstep.errors import CaptureError
+from halfstep.graph.eager import outputs_of, tensors_in
 
 _FACTOR = -3.0
 # A value near a threshold may fall on the other side; a forgotten operation moves many, and far.
@@ -34,14 +34,12 @@ def compare_elsewhere(
     moved = {name: value * _FACTOR if value.is_floating_point() else value.flip(-1)
              for name, value in inputs.items()}  # fmt: skip
     try:
-        with torch.no_grad():
-            probe = copy.deepcopy(model)
-            outputs = probe(**moved) if by_name else probe(*moved.values())
+        outputs = outputs_of(copy.deepcopy(model), moved, by_name)
     except Exception:  # whatever the model's own code raises on values that nobody promised
         return
-    wanted = [value for value in tree_flatten(outputs)[0] if isinstance(value, Tensor)]
-    found = list(tree_flatten(module(*moved.values()))[0])
-    for index, (f, w) in enumerate(zip(found, wanted, strict=True)):
+    found = module(*moved.values())
+    pairs = zip(tensors_in(found), tensors_in(outputs), strict=True)
+    for index, (f, w) in enumerate(pairs):
         if not w.is_floating_point() or not w.numel() or not torch.isfinite(w).all():
             continue
         distances = (f - w).abs()

@@ -27,22 +27,26 @@ def wanted_by_kernels(
     units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
 ) -> dict[str, QuantSpec]:
     """The specs of the sites whose grids kernels dictate, or want to be symmetric."""
-    dictated = _fixed_outputs(units, target, specs, how)
-    return dictated | _symmetric_operands(units, target, {**specs, **dictated}, how)
+    groups = Plan(target.name, {}, shared_grids(units, how, target), {}, how).groups
+    group_of = {site: group for group in groups for site in group}
+    dictated = _fixed_outputs(units, target, specs, how, group_of)
+    return dictated | _symmetric_operands(units, target, {**specs, **dictated}, how, group_of)
 
 
 def _fixed_outputs(
-    units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
+    units: Units,
+    target: Target,
+    specs: Mapping[str, QuantSpec],
+    how: Mapping[str, Execution],
+    group_of: Mapping[str, tuple[str, ...]],
 ) -> dict[str, QuantSpec]:
     """Sites whose grid the kernel dictates, and the copies of their codes."""
-    copies = shared_grids(units, how, target)
-    groups = Plan(target.name, {}, copies, {}, how).groups
     fixed = {}
     for unit in units.units:
         rule = target.rules.get(unit.kind)
         if rule is None or rule.output_calibrator is None or how[unit.name] not in QUANTIZED:
             continue
-        group = next((g for g in groups if unit.out in g), (unit.out,))
+        group = group_of.get(unit.out, (unit.out,))
         if rule.table is not None and _others_made(units, target, how, group, rule):
             continue  # what has a table can look it up on any grid, and leaves others theirs
         for site in group:
@@ -51,19 +55,22 @@ def _fixed_outputs(
 
 
 def _symmetric_operands(
-    units: Units, target: Target, specs: Mapping[str, QuantSpec], how: Mapping[str, Execution]
+    units: Units,
+    target: Target,
+    specs: Mapping[str, QuantSpec],
+    how: Mapping[str, Execution],
+    group_of: Mapping[str, tuple[str, ...]],
 ) -> dict[str, QuantSpec]:
     """Second operands that a better kernel takes with zero point 0, and the copies of their codes.
 
     Where another kernel dictates the grid of one of them, it stays.
     """
-    groups = Plan(target.name, {}, shared_grids(units, how, target), {}, how).groups
     symmetric: dict[str, QuantSpec] = {}
     for unit in units.units:
         if how[unit.name] not in QUANTIZED or target.rules[unit.kind].symmetric_formula is None:
             continue
         read = units.sites[unit.inputs[1]]
-        group = next((group for group in groups if read in group), (read,))
+        group = group_of.get(read, (read,))
         if all(specs[site].qtype.signed and not specs[site].dictated for site in group):
             symmetric |= {site: replace(specs[site], symmetric=True) for site in group}
     return symmetric

@@ -93,10 +93,16 @@ def _all_behind(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_mask_alone(node: fx.Node) -> bool:
-    return all(
-        reader.target in _HIDING or (reader.target in _FOLLOWED and _is_mask_alone(reader))
-        for reader in readers_of(node)
-    )
+    """Whether an input reaches nothing but sums, through moves and factors."""
+    followed = {node: None}
+    waiting = [node]
+    while waiting:
+        readers = [reader for reader in readers_of(waiting.pop()) if reader.target not in _HIDING]
+        if any(reader.target not in _FOLLOWED for reader in readers):
+            return False
+        waiting += [reader for reader in readers if reader not in followed]
+        followed |= dict.fromkeys(readers)
+    return True
 
 
 def _is_far(value: Tensor) -> bool:

@@ -69,6 +69,7 @@ def _terms_of_a_sample(facts: OpFacts) -> str:
 
 RULES = {
     **onnxruntime.COPIES,
+    **onnxruntime.LOOKED_UP,
     "conv": OpRule(_INTEGER, "float"),
     "conv_transpose": OpRule(_INTEGER, "float"),
     "linear": OpRule(_INTEGER, "float"),
@@ -93,11 +94,6 @@ RULES = {
             "gelu",
             "hardswish",
             "hardsigmoid",
-            "abs",
-            "elu",
-            "softplus",
-            "mish",
-            "log_sigmoid",
         )
     },
     **{

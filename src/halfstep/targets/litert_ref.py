@@ -110,7 +110,7 @@ RULES = {
     "hardswish": OpRule(_INTEGER, table=tables.hardswish_sixteen_bits),
     "clamp": OpRule(_INTEGER),
     "hardsigmoid": OpRule(_INTEGER),
-    **dict.fromkeys(("abs", "elu", "softplus", "mish", "log_sigmoid"), OpRule(_INTEGER)),
+    **onnxruntime.LOOKED_UP,
     **onnxruntime.COPIES,
     "prelu": _no_kernel("has integer kernels for it that are not emulated here"),
     "sum": _no_kernel("has integer kernels for it that are not emulated here"),

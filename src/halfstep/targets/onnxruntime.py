@@ -63,6 +63,8 @@ COPIES = {
     ),
 }
 
+# Functions that every artifact holds as tables.
+LOOKED_UP = dict.fromkeys(("abs", "elu", "softplus", "mish", "log_sigmoid"), OpRule(_INTEGER))
 RULES = {
     **COPIES,
     "conv": OpRule(_INTEGER, "float"),
@@ -76,7 +78,7 @@ RULES = {
     "softmax": OpRule(_INTEGER, "table", output_calibrator="unit_interval"),
     "sigmoid": OpRule(_INTEGER),
     "leaky_relu": OpRule(_INTEGER),
-    **dict.fromkeys(("abs", "elu", "softplus", "mish", "log_sigmoid"), OpRule(_INTEGER)),
+    **LOOKED_UP,
     **dict.fromkeys(("relu", "clamp", "tanh", "gelu", "hardswish", "hardsigmoid"), _BETWEEN),
     **{
         kind: OpRule(Execution.FLOAT, reason=_FLOAT_KERNEL)
